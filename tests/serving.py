@@ -29,7 +29,8 @@ def client_of(folder, host="127.0.0.1", **more):
     """A client and the gate; the client has no token."""
     gate = gate_for(host, PORT)
     app = application(folder, gate, "cpu")
-    return TestClient(app, base_url=ADDRESS, follow_redirects=False, raise_server_exceptions=False, **more), gate
+    settings = {"raise_server_exceptions": False, **more}
+    return TestClient(app, base_url=ADDRESS, follow_redirects=False, **settings), gate
 
 
 def bearer(gate):

@@ -1,6 +1,7 @@
 """Runs that go on: from the networks of a finished run, with more time, and what is seen of them meanwhile."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -26,7 +27,7 @@ from calotype.build import build_stage, initial_space
 from calotype.cli import commands
 from calotype.cli.commands import extending
 from calotype.cli.commands.continuing import copy_start, source_of
-from calotype.cli.options import PreviewOptions, ResumeOptions
+from calotype.cli.options import PreviewOptions, ResumeOptions, app
 from calotype.data import shard_sets
 from calotype.data.duplicates import HASH_BYTES, near_duplicates, perceptual_hashes
 from calotype.data.remote import NotReachedError
@@ -37,7 +38,10 @@ from calotype.files import is_whole, read_json, read_tensors, sha256, write_json
 from calotype.model import load
 from calotype.planning.inherit import compare_autoencoders
 from calotype.priors.prior import trained_state
+from calotype.recipe import RunSpace
 from calotype.run import LevelSearch, Run, RunState
+from calotype.serve.run_page import RunView, commands_of
+from calotype.settings import parse_recipe, read_recipe
 from calotype.tables import merge
 from calotype.training import leg as legs
 from calotype.training import pipeline
@@ -110,6 +114,16 @@ def notes(console):
     return plan.notes
 
 
+def planned_by_copy(run, first):
+    """The recipe that the command which the page copies plans, and the run from which it starts."""
+    write_json(first / "plan.json", {**read_json(first / "plan.json"), "budget_seconds": 60.0})
+    ((words, command),) = commands_of(RunView("id", Run.open(run), {}, []))
+    options = app(["plan", *shlex.split(command)[2:]], standalone_mode=False)
+    commands.plan(options, console := Keeper())
+    assert (words, options.budget) == ("Copy as command", 60) and command.startswith("calotype train ")
+    return console.plans[0].recipe, options.source
+
+
 # -- From a finished run -----------------------------------------------------------------------------------------------
 
 
@@ -142,6 +156,8 @@ def test_the_run_says_where_its_networks_come_from(others, tmp_path, finished):
     origin, state = Run.open(second).state.origin, Run.open(first).state
     assert origin.run == "first" and origin.before == state.origin and origin.before.run == "run"
     assert origin.seconds == pytest.approx(state.wall_seconds + state.origin.seconds)
+    recipe = parse_recipe(read_recipe(second / "recipe.toml"))
+    assert isinstance(recipe.space, RunSpace) and planned_by_copy(second, second) == (recipe, first)
     for page in (second / "report.html", second / "model" / "README.md"):
         text = page.read_text()
         assert origin.model[:12] in text and origin.before.model[:12] in text
@@ -415,6 +431,7 @@ def test_a_finished_run_goes_on_in_its_folder_with_the_same_sets(again, finished
     assert products(again) != old and is_whole(again / "model")
     assert read_json(again / "plan.json")["choices"][0]["value"] == "that of run, its decoder trained further"
     assert not any(choice["by_user"] for choice in read_json(again / "plan.json")["choices"])
+    assert planned_by_copy(again, again / "before" / "1")[1] is None  # that of its first part
 
 
 @pytest.mark.parametrize("by_user", [False, True, None])

@@ -14,9 +14,10 @@ import pytest
 from serving import RUN, bearer, client_of, until
 from test_report import facts, fake_run, flat
 
+from calotype.cli.options import DemoOptions, TrainOptions, app
 from calotype.files import read_json, write_json
 from calotype.run import Run
-from calotype.serve import actions, events, launching
+from calotype.serve import events, launching, uploading
 from calotype.serve.launching import HIDDEN, why_stopped
 from calotype.serve.library import id_of
 
@@ -245,6 +246,25 @@ def test_pictures_stay_where_they_are_when_no_process_can_be_started(opened, mon
     assert (opened.folder / HIDDEN / "uploads" / batch / "a.png").read_bytes() == b"x"
 
 
+@pytest.mark.parametrize("given", ["path", "upload", "neither"])
+def test_the_command_line_takes_what_is_started_and_what_is_copied(opened, monkeypatch, tmp_path, given):
+    """Where no pictures are named, that is the embedded portraits."""
+    command_is(opened.folder, monkeypatch, SAYS)
+    batch, copied = "0123456789abcdef", opened.folder / HIDDEN / "uploads" / "my pets"
+    assert opened.client.post(f"/api/uploads/{batch}?path=a.png", content=b"x").status_code == 201
+    sent = {"path": {"path": str(tmp_path)}, "upload": {"upload": batch}, "neither": {}}[given]
+    asked = {"name": "my pets", "size": 32, "budget": "90s", "kind": "cascade", **sent}
+    run = opened.client.post("/api/runs", json=asked).json()["id"]
+    until(lambda: "code" in opened.launcher.about(run))
+    words = arguments_in(opened.launcher.last_lines(run)[0])[2:]
+    assert shlex.split(opened.launcher.about(run)["command"]) == ["calotype", *words]
+    started = app(words, standalone_mode=False)
+    assert isinstance(started, DemoOptions if given == "neither" else TrainOptions)
+    assert started.folder == {"path": tmp_path, "upload": copied, "neither": None}[given]
+    assert (started.size, started.budget, started.kind) == (32, 90.0, "cascade")
+    assert (started.out, started.device) == (opened.folder / "my pets", "cpu")
+
+
 # -- More time ---------------------------------------------------------------------------------------------------------
 
 
@@ -336,8 +356,8 @@ def test_no_more_pages_follow_runs_and_no_more_is_copied_than_the_limit(opened, 
     monkeypatch.setattr(events, "MOST_LISTENERS", 0)
     refused = opened.client.get(f"/runs/{RUN}/events")
     assert refused.status_code == 429 and "close some" in refused.text
-    monkeypatch.setattr(actions, "MOST_FILES", 1)
-    monkeypatch.setattr(actions, "MOST_BYTES", 10)
+    monkeypatch.setattr(uploading, "MOST_FILES", 1)
+    monkeypatch.setattr(uploading, "MOST_BYTES", 10)
     for path, content, status in (("a.png", b"1" * 11, 413), ("a.png", b"1" * 10, 201), ("b.png", b"", 413)):
         address = f"/api/uploads/{'0' * 16}?path={path}"
         assert opened.client.post(address, content=content).status_code == status

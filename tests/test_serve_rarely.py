@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import sys
 import zipfile
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,10 @@ from types import SimpleNamespace
 from serving import ADDRESS, PORT, RUN, client_of
 from test_report import fake_run, flat
 
-from calotype.serve import actions, sampling, views
+from calotype.serve import sampling, uploading, views
 from calotype.serve.gallery import Gallery
 from calotype.serve.sampling import Job, Queue, SamplingProcess
+from calotype.serve.server import devices_of
 
 
 def test_a_picture_that_is_removed_meanwhile_is_left_out_of_the_archive(tmp_path, monkeypatch):
@@ -51,7 +53,7 @@ def test_pictures_on_their_way_into_a_gallery_are_not_forgotten(tmp_path, monkey
 
 
 def test_uploads_at_once_are_all_counted(tmp_path):
-    store = partial(actions.stored, tmp_path, "0" * 16)
+    store = partial(uploading.stored, tmp_path, "0" * 16)
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda index: store([f"{index}.png"], b"12"), range(40)))
     assert store(["last.png"], b"12") == {"files": 41, "bytes": 82}
@@ -127,3 +129,56 @@ def test_a_job_that_is_cancelled_on_its_way_to_a_process_is_not_begun(tmp_path):
         return taken == [first, second], first.state, begun == [second]
 
     assert asyncio.run(cancel_and_go_on()) == (True, "cancelled", True)
+
+
+def test_a_job_beyond_its_time_is_given_up_and_its_process_replaced(tmp_path, monkeypatch):
+    """By the one that waits."""
+    monkeypatch.setattr(sampling, "JOB_SECONDS", 0.2)
+    started, hanging = [], [sys.executable, "-c", "import time; time.sleep(600)"]
+
+    async def start():
+        pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+        started.append(await asyncio.create_subprocess_exec(*hanging, **pipes))
+        return started[-1]
+
+    async def give_up():
+        queue = Queue(["cpu"])
+        (worker,) = queue.workers
+        worker._start = start
+        async with queue.serving():
+            for place in range(2):
+                job = await queue.put(Job("sample", tmp_path, {}))
+                await asyncio.wait_for(job.wait(), 30)
+                assert job.state == "failed" and "has taken more than 0 seconds, and was given up" in job.reason
+                await asyncio.wait_for(started[place].wait(), 30)
+                while worker.process is started[place]:
+                    await asyncio.sleep(0.01)
+                assert worker.process is started[place + 1] and worker.alive
+
+    asyncio.run(asyncio.wait_for(give_up(), 60))
+
+
+def test_each_device_has_a_process_that_works_beside_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [devices_of(name) for name in ("auto", "cuda:1", "cpu")] == [["cuda:0", "cuda:1"], ["cuda:1"], ["cpu"]]
+
+    async def work_together():
+        queue, together, worked = Queue(devices_of("auto")), asyncio.Barrier(2), {}
+        for worker in queue.workers:
+
+            async def ready():
+                return True
+
+            async def work(job, device=worker.device):
+                await together.wait()  # one after the other would wait for ever
+                worked[device] = job
+                job.end("finished")
+
+            worker.ready, worker.work, worker.died = ready, work, asyncio.Event().wait
+        async with queue.serving():
+            jobs = [await queue.put(Job("sample", tmp_path, {})) for _ in range(2)]
+            await asyncio.gather(*(job.wait() for job in jobs))
+        assert {*worked} == {"cuda:0", "cuda:1"} and [job in worked.values() for job in jobs] == [True, True]
+
+    asyncio.run(asyncio.wait_for(work_together(), 30))

@@ -1,5 +1,6 @@
 """What requests may say, what they are answered, and what is made of them, by models of version 0.1."""
 
+import errno
 import io
 import json
 import os
@@ -8,23 +9,32 @@ import shutil
 import tempfile
 import time
 import zipfile
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from openai import ConflictError, OpenAI
 from PIL import Image
 from serving import ADDRESS, RUN, bearer, client_of
+from small import CASCADE, HYBRID, SETTINGS, noise_pictures
 from starlette.routing import Route
 from test_report import fake_run, flat
 
 from calotype.cli.commands.reading import levels_in
+from calotype.data.captions import Captions
+from calotype.data.formats import AVIF_SUFFIXES, HEIC_SUFFIXES, INSTALL_AVIF, INSTALL_HEIC, UNAVAILABLE
 from calotype.data.images import read_image, read_mask
 from calotype.evaluation.measures import MEASURES
 from calotype.files import read_json, write_json
 from calotype.model import Model, load
-from calotype.serve import actions, api, worker
+from calotype.places import HINTS
+from calotype.planning.plan import explain
+from calotype.report.curves import LOSSES
+from calotype.serve import actions, api, uploading, worker
 from calotype.serve.answers import RefusedRequest, without_folders
 from calotype.serve.gallery import Gallery
 from calotype.serve.gallery_page import caption_of, gallery_figure
@@ -33,8 +43,10 @@ from calotype.serve.requests import NewRun
 from calotype.serve.safety import MAX_EDIT, MAX_JSON, limit_of
 from calotype.serve.server import routes
 from calotype.serve.wire import unpack
-from calotype.serve.words import TERMS
+from calotype.serve.words import NAMES, TERMS
 from calotype.serve.worker import Worker, decoded, repainted
+from calotype.settings import parse_recipe
+from calotype.tables import merge
 from calotype.types import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -231,6 +243,21 @@ def test_a_picture_or_mask_that_would_have_no_effect_is_refused(client, field, a
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
 
 
+MOST_FIELDS = {f"field{index}": "x" for index in range(32)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "files", "why"),
+    [(MOST_FIELDS, 2, "unknown field"), (MOST_FIELDS | {"one more": "x"}, 2, "Too many fields"),
+     ({}, 3, "Too many files"), ({"prompt": "x" * (2**16 + 1)}, 1, "maximum size of 64KB"),
+     ({"prompt": "x" * 2**16}, 1, "at most 2000 characters")],
+)  # fmt: skip
+def test_a_form_has_32_fields_2_files_and_64_kb_a_field_at_most(client, fields, files, why):
+    sent = [(name, ("a.png", b"x")) for name in ("image", "mask", "image")[:files]]
+    answer = client.post(f"/api/runs/{RUN}/samples", data=fields, files=sent)
+    assert answer.status_code == 400 and why in answer.json()["error"]["message"], answer.text
+
+
 def test_null_is_as_good_as_no_value(client, ending):
     jobs = ending()
     theirs = OpenAI(base_url=f"{ADDRESS}/v1", api_key=client.token, http_client=client, max_retries=0)
@@ -315,24 +342,63 @@ def test_uploads_that_no_training_has_taken_go_after_a_day(tmp_path, monkeypatch
     folder = tmp_path / "runs"
     old, used, new = ("a" * 16, "b" * 16, "c" * 16)
     for batch in (old, used):
-        actions.stored(folder, batch, ["a.png"], b"x")
-        os.utime(actions.uploads(folder) / f"{batch}.count", (0, 0))
-    named = actions.uploads(folder) / "pets"
+        uploading.stored(folder, batch, ["a.png"], b"x")
+        os.utime(uploading.uploads(folder) / f"{batch}.count", (0, 0))
+    named = uploading.uploads(folder) / "pets"
     named.mkdir()
-    write_json(folder / "run" / "run.json", {"data": str(actions.uploads(folder) / used)})
+    write_json(folder / "run" / "run.json", {"data": str(uploading.uploads(folder) / used)})
     write_json(folder / "odd" / "run.json", {"data": ["no text"]})
-    actions.stored(folder, new, ["a.png"], b"x")
-    left = {place.name for place in actions.uploads(folder).iterdir()}
+    uploading.stored(folder, new, ["a.png"], b"x")
+    left = {place.name for place in uploading.uploads(folder).iterdir()}
     assert left == {used, f"{used}.count", new, f"{new}.count", "pets"}
-    monkeypatch.setattr(actions, "MOST_WAITING", 3)
-    actions.stored(folder, new, ["b.png"], b"x")
+    monkeypatch.setattr(uploading, "MOST_WAITING", 3)
+    uploading.stored(folder, new, ["b.png"], b"x")
     with pytest.raises(RefusedRequest, match="removed after a day"):
-        actions.stored(folder, "d" * 16, ["a.png"], b"x")
+        uploading.stored(folder, "d" * 16, ["a.png"], b"x")
+
+
+UNDECODED = [(suffix, "HEIC", INSTALL_HEIC) for suffix in HEIC_SUFFIXES] + [
+    (suffix, "AVIF", INSTALL_AVIF) for suffix in AVIF_SUFFIXES
+]
+
+
+@pytest.mark.parametrize(("suffix", "kind", "advice"), UNDECODED)
+def test_a_picture_without_its_decoder_is_named_with_what_to_install(client, monkeypatch, suffix, kind, advice):
+    monkeypatch.setitem(UNAVAILABLE, suffix, (kind, advice))
+    refused = client.post(f"/api/uploads/{'0' * 16}?path=pets/IMG{suffix.upper()}", content=b"x")
+    why = f"'IMG{suffix.upper()}' is a picture of the format {kind}, which is not read here; {advice}"
+    assert (refused.status_code, refused.json()["error"]["message"]) == (400, why)
+
+
+STATUSES = {"ENOSPC": 507, "EDQUOT": 507, "EACCES": 409, "EROFS": 409, "EFBIG": 409, "EIO": 500, "EMFILE": 500}
+
+
+@pytest.mark.parametrize(("name", "status"), STATUSES.items())
+def test_what_the_disk_refuses_has_its_reason_and_what_to_do(tmp_path, monkeypatch, name, status):
+    """The application answers, and raises nothing: the server would print a traceback."""
+    number = getattr(errno, name)
+
+    def fail(path, content):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(uploading, "write_whole", fail)
+    client, gate = client_of(tmp_path / "runs", raise_server_exceptions=True)
+    refused = client.post(f"/api/uploads/{'0' * 16}?path=a.png", content=b"x", headers=bearer(gate))
+    place = f".calotype/uploads/{'0' * 16}/a.png"
+    assert refused.json()["error"]["message"] == f"{os.strerror(number)} at {place}; {HINTS[number]}"
+    assert refused.status_code == status and refused.headers["x-should-retry"] == "false"
+
+
+def test_uploads_leave_space_on_the_disk(client, folder, monkeypatch):
+    monkeypatch.setattr(uploading.shutil, "disk_usage", lambda place: SimpleNamespace(free=uploading.LEAST_FREE))
+    refused = client.post(f"/api/uploads/{'f' * 16}?path=a.png", content=b"x")
+    assert refused.status_code == 507 and "256 MB of the disk are free" in refused.text
+    assert not (uploading.uploads(folder) / ("f" * 16)).exists()
 
 
 def test_of_two_requests_at_once_one_takes_an_upload(tmp_path, monkeypatch):
     """The other one is told that there is nothing."""
-    actions.stored(tmp_path, "a" * 16, ["a.png"], b"x")
+    uploading.stored(tmp_path, "a" * 16, ["a.png"], b"x")
     monkeypatch.setattr(actions, "is_run_name", lambda name: time.sleep(0.2) or True)
 
     def take(name):
@@ -442,3 +508,21 @@ def test_every_measure_is_explained_by_the_word_of_the_readme():
     readme = (Path(__file__).parents[1] / "README.vi.md").read_text()
     assert "bộ mã hoá tự động" in readme and "bộ mã hoá tự động" in TERMS["latents"][1]
     assert not any("tự mã hoá" in vietnamese for _, vietnamese in TERMS.values())
+
+
+def test_every_setting_of_a_plan_and_every_curve_has_a_term(client):
+    """By its name without a size, in the singular or the plural; the script of the page finds it so."""
+    curves = set(re.findall('data-name="([^"]*)"', client.get(f"/runs/{RUN}").text))
+    assert {"l1", "kl", "hinge", "adversarial", "loss", "critic", "held out", "PSNR"} <= curves
+    names, pictures = curves | {*LOSSES.values()}, noise_pictures()
+    pictures = replace(pictures, captions=Captions((("a red one",),) * len(pictures)))
+    exposure = {"enlarge": {"16": {"exposure": {"images": 32}}}}
+    for settings in (SETTINGS, merge(CASCADE, exposure), merge(HYBRID, exposure)):
+        made = parse_recipe(settings)
+        choices = explain(made, made, pictures, defaultdict(str, sharding="why"))
+        names |= {*made.legs, *(choice.what for choice in choices)}
+    assert {"exposure-16", "enlarge to 16", "sharding", "text", "patches"} <= names
+    known = {form for term in TERMS for form in (term.lower(), f"{term.lower()}s", f"{term.lower()}es")} | {*NAMES}
+    assert {re.sub(r"(-| to )\d+$", "", name.lower()) for name in names} <= known
+    assert {*NAMES.values(), "DiT", "UNet", "negative prompt", "validation"} <= {*TERMS}
+    assert client.get("/words.json").json()["names"] == NAMES

@@ -26,13 +26,13 @@ from calotype.cli.commands.serving import has_ipv6, listen
 from calotype.cli.options import ServeOptions
 from calotype.files import write_json
 from calotype.serve import safety
-from calotype.serve.actions import safe_parts
 from calotype.serve.answers import RefusedRequest, static_files
 from calotype.serve.gallery import Gallery
 from calotype.serve.launching import is_run_name
 from calotype.serve.library import id_of
 from calotype.serve.safety import gate_for
 from calotype.serve.server import routes
+from calotype.serve.uploading import safe_parts
 from calotype.types import UserError
 
 EVIL = "<img src=x onerror=alert(1)>\"'&\u202e"

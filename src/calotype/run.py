@@ -29,6 +29,8 @@ EXPOSURE = re.compile(r'"mistakes-(\d+)"')
 """The leg of exposure fine-tuning in version 1: in `run.json`, `plan.json` and the log."""
 PORTRAITS = "portraits"
 """`RunState.data` of a run that trains on the embedded portraits."""
+BEFORE_FOLDER = "before"
+"""In the folder of a run that has gone on after it was finished: its earlier parts, each by its number."""
 MAX_LINE = 2**20
 """Bytes of a line of the log."""
 Event = dict[str, Any]

@@ -5,6 +5,7 @@ LOAD_SECONDS=60 and CLIENTS=200 are the defaults. A sampling process is killed m
 
 import asyncio
 import base64
+import io
 import os
 import shutil
 import signal
@@ -14,13 +15,17 @@ from collections import Counter
 from pathlib import Path
 
 import httpx2 as httpx
+import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from serving import RUN, served, until
 from small import be_quick, train_small
+
+from calotype.model import load
 
 CLIENTS, SECONDS = int(os.environ.get("CLIENTS", "200")), float(os.environ.get("LOAD_SECONDS", "60"))
 LARGEST_GROWTH = 100e6
@@ -84,5 +89,9 @@ def test_200_clients_for_a_minute(folder):
         assert server.poll() is None
     print(dict(answers), {seed: len(got) for seed, got in pictures.items()}, f"{grown[0] / 1e6:+.0f} MB")
     assert set(answers) <= {200, 429, 503} and answers[503] <= 1 and answers[200] > CLIENTS
-    assert all(len(got) == 1 for got in pictures.values())  # equal seeds, equal pictures, whoever asked
+    model = load(folder / "run", "cpu")
+    for seed, got in pictures.items():
+        (picture,) = got  # equal seeds, equal pictures, whoever asked
+        assert np.array_equal(Image.open(io.BytesIO(picture)), model.sample(1, "a", seed, steps=2)[0])
+    assert len(set.union(*pictures.values())) == 5  # another for each seed
     assert grown[0] < LARGEST_GROWTH

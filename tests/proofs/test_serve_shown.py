@@ -20,8 +20,9 @@ from small import write_pictures
 from test_report import facts, fake_run, flat
 from test_results import CURRENT, MEASURE, SET
 
-from calotype.files import write_json
+from calotype.files import read_json, write_json
 from calotype.serve.gallery import Gallery
+from calotype.serve.launching import HIDDEN
 from calotype.serve.library import id_of
 from calotype.serve.words import TERMS
 
@@ -35,6 +36,11 @@ HOSTILE = {
     "</figcaption><a href='javascript:alert(1)'>": "</figcaption><a href='javascript:alert(1)'>",
 }
 """Prompts, and how the page shows them."""
+CHOICES = (
+    ("enlarge to 128", "UNet of width 8, patches of 2", "seeds, prompts and checkpoints"),
+    ("schedule", "flow", "labels"), ("text", "none", "right at a gap"), ("mirrored", "none", "a mixture of Gaussians"),
+)  # fmt: skip
+"""Of a plan."""
 
 
 def measured(value):
@@ -53,6 +59,9 @@ def folder(finished, tmp_path_factory):
     shutil.copytree(finished, folder / "run")
     fake = fake_run(folder / "fake", shade, steps=20)
     columns = {"samples": measured(31), "floor": measured(11), "ceiling": measured(701)}
+    plan = read_json(fake / "plan.json")
+    more = [{"what": name, "value": value, "why": why} for name, value, why in CHOICES]
+    write_json(fake / "plan.json", {**plan, "choices": [*plan["choices"], *more]})
     write_json(fake / "evaluation.json", {**CURRENT, "measures": columns, "autoencoder": columns})
     content = io.BytesIO()
     flat("", 0).save(content, "PNG")
@@ -126,7 +135,7 @@ def test_measures_stand_with_n_interval_floor_and_ceiling(page, server):
             box = cell.bounding_box()
             assert box["x"] >= 0 and box["x"] + box["width"] <= page.viewport_size["width"]
     for term in ("interval", "floor", "ceiling"):
-        page.locator(f"section:has(h2:text('Evaluation')) .term:text-is('{term}')").click()
+        page.locator(f"section:has(h2:text('Evaluation')) .term[data-term='{term}']").click()
         assert page.locator("#explained").inner_text().split("\n")[0] == term
         page.keyboard.press("Escape")
 
@@ -204,6 +213,66 @@ def test_all_terms_are_explained_in_vietnamese(page, server):
         page.keyboard.press("Escape")
 
 
+def terms_in(page, section):
+    """By the words that are underlined in a section, the terms that explain them."""
+    page.locator(".term:visible").first.wait_for()
+    marked = page.locator(f"section:has(> h2:text-is('{section}')) .term").all()
+    return {each.inner_text(): each.get_attribute("data-term") for each in marked}
+
+
+def test_settings_curves_and_plurals_are_explained_in_place(page, server):
+    """A name that is another word in a sentence only where it stands alone."""
+    ready(page.goto(f"{server[0]}/runs/{id_of('fake')}") and page)
+    expected = {
+        "enlarge to 128": "stage that enlarges", "UNet": "UNet", "patches": "patch", "flow": "rectified flow",
+        "text": "text encoder", "seeds": "seed", "prompts": "prompt", "checkpoints": "checkpoint", "labels": "label",
+        "Gaussians": "Gaussian", "mixture": "mixture",
+    }  # fmt: skip
+    found = terms_in(page, "Plan")
+    assert expected.items() <= found.items() and not {"right", "gap"} & {*found}
+    expected = {
+        "l1": "L1", "edges": "edge loss", "perceptual": "perceptual distance", "kl": "KL", "hinge": "hinge loss",
+        "right": "accuracy of the critic", "gap": "gap of the critic", "adversarial": "adversarial loss",
+        "Gradient norms": "gradient norm", "Denoising loss": "denoising loss",
+    }  # fmt: skip
+    assert expected.items() <= terms_in(page, "Training curves").items()
+
+
+# -- Curves ------------------------------------------------------------------------------------------------------------
+
+PLACES = f"/runs/{id_of('fake')}", f"/compare?runs={RUN}&runs={id_of('fake')}"
+
+
+@pytest.mark.parametrize("place", PLACES, ids=["run", "compare"])
+def test_values_of_a_curve_are_read_by_the_keyboard_alone(page, server, place):
+    ready(page.goto(f"{server[0]}{place}") and page)
+    tab_to(page, ".plot")
+    reading, seen = page.locator(".reading"), []
+    assert (
+        reading.get_attribute("aria-live") == "polite" and page.locator(".plot:focus[aria-label*=arrow]").count() == 1
+    )
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "End", "ArrowRight", "ArrowLeft", "Home"):
+        page.keyboard.press(key)
+        where, *values = reading.inner_text().split("\n")
+        assert values and all(float(value.split()[-1]) > 0 for value in values)
+        seen.append(int(where.removeprefix("at ").replace(",", "")))
+    first, second, back, last, beyond, before, home = seen
+    assert first == back == home < second <= before < last == beyond
+    page.keyboard.press("Tab")
+    assert not page.locator(".plot:not(:focus) .reading").count()
+
+
+@pytest.mark.parametrize("place", PLACES, ids=["run", "compare"])
+def test_values_of_a_curve_are_read_by_a_tap(server, browser, place):
+    with browser_page(*server, browser, viewport=PHONE, has_touch=True, is_mobile=True) as page:
+        ready(page.goto(f"{server[0]}{place}") and page)
+        page.locator(".plot svg").first.tap()
+        assert page.locator(".reading").inner_text().startswith("at ")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        page.locator("h1").tap()
+        assert not page.locator(".reading").count()
+
+
 # -- Hostile text ------------------------------------------------------------------------------------------------------
 
 
@@ -248,6 +317,40 @@ def test_names_of_runs_stand_apart_from_what_is_around_them(page, server, folder
         assert page.locator("td", has_text="denoiser.batch").count() and not page.locator(".setting .term").count()
     finally:
         shutil.rmtree(folder / name)
+
+
+# -- What people drop and cancel ---------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_dropped(page, server, folder, tmp_path):
+    """With its subfolders, as a browser gets it from the desktop."""
+    pictures = write_pictures(tmp_path / "my pets", 20, 32)
+    ready(page.goto(f"{server[0]}/new") and page)
+    box, session = page.locator("#drop").bounding_box(), page.context.new_cdp_session(page)
+    dropped = {"items": [], "files": [str(pictures)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": box["x"] + 9, "y": box["y"] + 9, "data": dropped})
+    page.get_by_text("20 pictures are here.").wait_for()
+    assert page.get_by_label("Name of the run").input_value() == "my pets"
+    (batch,) = (place for place in (folder / HIDDEN / "uploads").iterdir() if place.is_dir())
+    sent = {file.relative_to(pictures): file.read_bytes() for file in pictures.rglob("*.png")}
+    assert {file.relative_to(batch): file.read_bytes() for file in batch.rglob("*.png")} == sent
+    shutil.rmtree(folder / HIDDEN)
+
+
+def test_a_sampling_is_cancelled_by_its_button(page, server):
+    figures = gallery_of_run(page, server)
+    page.locator("#sampling summary").click()
+    for name, value in (("count", "64"), ("steps", "250")):
+        page.locator(f"#sampling [data-field={name}]").fill(value)
+    assert page.locator("#cancel").is_hidden()
+    page.get_by_role("button", name="Make pictures").click()
+    page.get_by_text("Sampling …").wait_for()
+    page.locator("#cancel").click()
+    page.locator("#sampling output:text-is('Cancelled.')").wait_for()
+    assert page.locator("#cancel").is_hidden()
+    page.locator("#sampling [data-field=steps]").fill("")
+    make(page, figures, kind="sample", label="a", seed="3", count="1")  # the process goes on
 
 
 # -- The keyboard alone ------------------------------------------------------------------------------------------------

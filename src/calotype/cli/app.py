@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import signal
 import sys
@@ -15,26 +14,7 @@ from calotype.cli.console import Terminal
 from calotype.cli.options import ResumeOptions, TrainingOptions, TrainOptions, app
 from calotype.cli.process import is_rank, lasting_streams, start_ranks, tune_process, unwound_by_signals
 from calotype.escaping import plain
-from calotype.places import DISK_FULL, cache_home
-
-NOT_WRITABLE = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG,
-)  # fmt: skip
-DISK_FAILED = tuple(
-    getattr(errno, name)
-    for name in ("EIO", "ENXIO", "ENODEV", "ESTALE", "ENOTCONN", "EREMOTEIO", "ETIMEDOUT", "EHOSTDOWN")
-    if hasattr(errno, name)
-)
-"""A disk, or the connection to it, has failed."""
-TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
-HINTS = {
-    **dict.fromkeys(NOT_WRITABLE, "choose a folder that can be written to"),
-    errno.EEXIST: "nothing was written over; choose another name",
-    **dict.fromkeys(DISK_FULL, "free some space"),
-    **dict.fromkeys(DISK_FAILED, "see that the disk is connected and sound"),
-    **dict.fromkeys(TOO_MANY_OPEN, "close other programs, or raise the limit with: ulimit -n 4096"),
-}
-"""What to do about errors of the system, which are not ours."""
+from calotype.places import DISK_FULL, HINTS, NOT_WRITABLE, cache_home
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ KEPT = {"Cache-Control": "private, max-age=31536000, immutable"}
 TITLES = {
     400: "This cannot be done", 401: "The token is missing", 403: "Not allowed", 404: "Nothing is here",
     408: "Too slow", 409: "Not now", 413: "Too large", 414: "Too long", 421: "Another name", 429: "Too many at once",
-    500: "Our mistake", 503: "Not now",
+    500: "An error of the server", 503: "Not now", 507: "The disk is full",
 }  # fmt: skip
 
 

@@ -72,8 +72,8 @@ class Launcher:
     def noted(self, run: str) -> Path:
         return self.folder / HIDDEN / f"{run}.json"
 
-    def train(self, name: str, options: Sequence[str]) -> str:
-        """Starts a new run of this name, and returns its id. Raises `RefusedRequest`."""
+    def train(self, name: str, command: Sequence[str]) -> str:
+        """Starts a new run of this name by `train` or `demo`, and returns its id. Raises `RefusedRequest`."""
         if not is_run_name(name):
             raise RefusedRequest(400, "name must be 1 to 80 letters, digits, spaces, or any of - _ . ( )", "name")
         out = self.folder / name
@@ -81,7 +81,7 @@ class Launcher:
             raise RefusedRequest(409, f"there is a run {name!r} already; choose another name", "name")
         make_folder(self.folder)
         run = id_of(name)
-        self.start(run, name, ["train", *options, "--out", str(out)])
+        self.start(run, name, [*command, "--out", str(out)])
         return run
 
     def resume(self, run: str, folder: Path, options: Sequence[str]) -> None:
@@ -219,6 +219,11 @@ def is_running(about: dict[str, Any]) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE and "calotype" in process.cmdline()
     except (psutil.Error, ValueError, OverflowError):
         return False
+
+
+def training_command(pictures: Sequence[str]) -> list[str]:
+    """That of the command line which trains on a folder, or without one on the embedded portraits."""
+    return ["train", *pictures] if pictures else ["demo"]
 
 
 def command_line(arguments: Sequence[str]) -> str:

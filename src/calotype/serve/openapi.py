@@ -72,9 +72,12 @@ OPERATIONS: dict[tuple[str, str], tuple[str, Body]] = {
 ERRORS = {
     "400": "A field is wrong or unknown, and is named", "401": "The token is missing", "403": "The origin is another",
     "404": "There is no such thing", "409": "Not in the state in which it is, or the run is damaged",
-    "414": "The query is too long", "421": "The Host header names another server", "500": "A mistake of the server",
+    "414": "The query is too long", "421": "The Host header names another server",
+    "500": "A mistake of the server, or an error of its disk",
 }  # fmt: skip
-CHANGE_ERRORS = {"408": "The body came too slowly", "413": "The body is too large"}
+CHANGE_ERRORS = {
+    "408": "The body came too slowly", "413": "The body is too large", "507": "The disk of the server is full",
+}  # fmt: skip
 BUSY_ERRORS = {"429": "Too many at once; see Retry-After"}
 QUEUED = (
     "/v1/images/generations", "/v1/images/edits", "/api/runs/{run}/samples", "/api/runs/{run}/nearest", "/api/runs",

@@ -12,7 +12,7 @@ from typing import Any
 
 from calotype.report.curves import training_curves
 from calotype.report.evaluation import evaluation_section
-from calotype.report.folder import legs_of, previews
+from calotype.report.folder import legs_of, previews, read_run
 from calotype.report.format import count, duration, leg_name, sentence
 from calotype.report.html import Content, Html, aside, details, masthead, section, square, tag
 from calotype.report.page import (
@@ -25,10 +25,10 @@ from calotype.report.page import (
     time_section,
 )
 from calotype.report.sweep import sweep_section
-from calotype.run import PORTRAITS, Run, read_mapping
+from calotype.run import BEFORE_FOLDER, PORTRAITS, Run, read_mapping
 from calotype.serve.answers import document, live
 from calotype.serve.api import can_sample
-from calotype.serve.launching import StartedRun, command_line, why_not_started, why_stopped
+from calotype.serve.launching import StartedRun, command_line, training_command, why_not_started, why_stopped
 from calotype.serve.pages import field, link
 from calotype.serve.trained import is_at_hand
 from calotype.tables import number
@@ -227,16 +227,21 @@ def copy_button(text: str, words: str) -> Html:
 
 def commands_of(view: RunView) -> Iterator[tuple[str, str]]:
     """What to paste into a terminal for the same."""
-    folder, data, plan = str(view.run.folder), view.run.state.data, view.run.plan
-    if recorded_command := view.about.get("command"):
-        yield "Copy as command", str(recorded_command)
-    elif number(plan.get("budget_seconds")):
-        pictures = [] if data == PORTRAITS else [data]
-        name = ["train", *pictures] if pictures else ["demo"]
-        options = ["--recipe", f"{folder}/recipe.toml", "--budget", f"{plan['budget_seconds']:.0f}s"]
-        yield "Copy as command", command_line([*name, *options])
+    if command := view.about.get("command") or training_again(view.run):
+        yield "Copy as command", str(command)
     if view.owner is None and view.state != "finished":
-        yield "Copy resume", command_line(["resume", folder])
+        yield "Copy resume", command_line(["resume", str(view.run.folder)])
+
+
+def training_again(run: Run) -> str:
+    """The command that trains the same; of a run that has gone on after it was finished, its first part."""
+    first = run if run.state.part == 1 else read_run(run.folder / BEFORE_FOLDER / "1")
+    data, origin, budget = run.state.data, first.state.origin, number(first.plan.get("budget_seconds"))
+    if not budget:
+        return ""
+    options = ["--recipe", str(first.folder / "recipe.toml"), "--budget", f"{budget:.0f}s"]
+    options += ["--from", origin.folder] if origin else []
+    return command_line([*training_command([] if data == PORTRAITS else [data]), *options])
 
 
 # -- Pictures ----------------------------------------------------------------------------------------------------------

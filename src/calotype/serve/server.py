@@ -20,6 +20,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from calotype.escaping import plain
+from calotype.places import DISK_FULL, HINTS, NOT_WRITABLE
 from calotype.serve.actions import CHANGES
 from calotype.serve.answers import KEPT, RefusedRequest, json_response, refusal, static_files, without_folders
 from calotype.serve.api import edits, generations, models
@@ -50,7 +51,7 @@ def application(folder: Path, gate: Gate, device: str = "auto") -> Guarded:
 
     handlers = {
         RefusedRequest: answer_refused, UserError: answer_damaged, HTTPException: answer_http,
-        Exception: answer_mistake,
+        OSError: answer_system, Exception: answer_mistake,
     }  # fmt: skip
     app = Starlette(routes=routes(), lifespan=lifespan, exception_handlers=handlers)  # type: ignore[arg-type]
     app.state.library, app.state.launcher, app.state.queue = Library(folder), Launcher(folder), queue
@@ -105,6 +106,16 @@ def answer_damaged(request: Request, error: UserError) -> Response:
 def answer_http(request: Request, error: HTTPException) -> Response:
     reason = {404: "there is nothing at this address", 405: "this address takes another method"}.get(error.status_code)
     return refusal(request.scope, error.status_code, reason or error.detail)
+
+
+def answer_system(request: Request, error: OSError) -> Response:
+    """What the disk or the system refuses, with what to do, as on the command line. Other errors are our mistake."""
+    if error.errno not in HINTS:
+        raise error
+    place = f" at {error.filename}" if error.filename else ""
+    why = without_folders(plain(f"{error.strerror}{place}"), request.app.state.library.folder)
+    status = 507 if error.errno in DISK_FULL else 409 if error.errno in NOT_WRITABLE else 500
+    return refusal(request.scope, status, f"{why}; {HINTS[error.errno]}", retry=False)
 
 
 def answer_mistake(request: Request, error: Exception) -> Response:

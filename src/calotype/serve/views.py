@@ -26,7 +26,7 @@ from calotype.serve.library import SUMMARY_KEYS, Library, as_json, file_stamp
 from calotype.serve.list_page import RunList, index_page, list_of_runs
 from calotype.serve.pages import MOST_SIDE_BY_SIDE, compare_page, new_page, setting_rows, words_page
 from calotype.serve.run_page import RunView, page_of_run, page_of_start, parts_of_run
-from calotype.serve.words import TERMS
+from calotype.serve.words import NAMES, TERMS
 from calotype.training.process import owner_of
 from calotype.types import UserError
 
@@ -299,7 +299,7 @@ def harmless(value: Any) -> Any:
 
 
 def terms(request: Request) -> Response:
-    return json_response(TERMS)
+    return json_response({"terms": TERMS, "names": NAMES})
 
 
 Endpoint = Callable[[Request], Response]

@@ -174,4 +174,130 @@ TERMS: dict[str, tuple[str, str]] = {
         "The time that the whole training may take; the plan chooses networks and steps for it.",
         "Thời gian cho toàn bộ quá trình huấn luyện; kế hoạch chọn mạng và số bước theo đó.",
     ),
+    "DiT": (
+        "A diffusion transformer: a network that divides its input into patches and relates all of them to each other.",
+        "Diffusion transformer: mạng chia đầu vào thành các mảnh rồi liên hệ mọi mảnh với nhau.",
+    ),
+    "UNet": (
+        "A convolutional network that makes its input smaller step by step and then larger again, with shortcuts from "
+        "one side to the other.",
+        "Mạng tích chập thu nhỏ đầu vào từng bước rồi phóng to trở lại, có đường nối tắt giữa các tầng cùng cỡ.",
+    ),
+    "attention": (
+        "A layer in which every part of a picture can take up information from every other part.",
+        "Cơ chế chú ý: lớp mạng mà ở đó mỗi phần của ảnh có thể nhận thông tin từ mọi phần khác.",
+    ),
+    "patch": (
+        "A small square of a picture or of its latents that a network handles as one; large ones are fast and coarse.",
+        "Mảnh: một ô vuông nhỏ của ảnh hoặc của biến ẩn mà mạng xử lý như một đơn vị; mảnh lớn thì nhanh hơn nhưng thô "
+        "hơn.",
+    ),
+    "crop": (
+        "A part that is cut out of a picture; training on crops is faster, and more varied where pictures are few.",
+        "Phần ảnh được cắt ra; huấn luyện trên các phần này nhanh hơn, và đa dạng hơn khi có ít ảnh.",
+    ),
+    "mirrored": (
+        "Pictures are flipped left to right at random in training, where that shows nothing impossible.",
+        "Khi huấn luyện, ảnh được lật trái phải ngẫu nhiên, nếu ảnh lật vẫn hợp lý.",
+    ),
+    "Gaussian": (
+        "A bell-shaped distribution, given by its mean and its covariance.",
+        "Phân phối Gauss (phân phối chuẩn): có hình chuông, xác định bởi trung bình và hiệp phương sai.",
+    ),
+    "mixture": (
+        "Several Gaussians, each with a weight, that together describe how the pictures are distributed.",
+        "Hỗn hợp: nhiều phân phối Gauss, mỗi phân phối một trọng số, cùng mô tả phân phối của các ảnh.",
+    ),
+    "closed form": (
+        "Computed by a formula from the pictures, without steps of training.",
+        "Dạng đóng: được tính bằng công thức từ các ảnh, không cần các bước huấn luyện.",
+    ),
+    "rectified flow": (
+        "The straight path from a picture to noise, along which the share of noise grows evenly; the denoiser learns "
+        "the way back.",
+        "Đường thẳng đi từ ảnh đến nhiễu, trên đó tỉ lệ nhiễu tăng đều; bộ khử nhiễu học đường đi ngược lại.",
+    ),
+    "text encoder": (
+        "The network that turns a caption or a prompt into numbers for the denoiser.",
+        "Bộ mã hoá văn bản: mạng biến chú thích hoặc lời nhắc thành các con số cho bộ khử nhiễu.",
+    ),
+    "negative prompt": (
+        "What the picture shall not show, in words; it takes effect where the guidance scale is above 1.",
+        "Điều bức ảnh không nên có, bằng lời; chỉ có tác dụng khi hệ số dẫn hướng lớn hơn 1.",
+    ),
+    "stage that enlarges": (
+        "A model of a cascade that makes a larger picture from a small one (super-resolution).",
+        "Mô hình của hệ thống nối tầng tạo ảnh lớn hơn từ ảnh nhỏ (siêu phân giải).",
+    ),
+    "exposure fine-tuning": (
+        "A last part of training on pictures that the stage below has redrawn, so that its mistakes are known.",
+        "Tinh chỉnh trong giai đoạn cuối trên những ảnh do tầng trước vẽ lại, để quen với các lỗi của tầng đó.",
+    ),
+    "sharding": (
+        "Several processes divide the weights of a network among them, so that each needs less memory.",
+        "Nhiều tiến trình chia nhau các trọng số của mạng, nên mỗi tiến trình cần ít bộ nhớ hơn.",
+    ),
+    "denoising loss": (
+        "The error of the denoiser on noisy training pictures. Lower is better.",
+        "Mất mát khử nhiễu: sai số của bộ khử nhiễu trên các ảnh huấn luyện bị nhiễu. Càng thấp càng tốt.",
+    ),
+    "training loss": (
+        "The error on pictures that the model is trained on, with the noise of the held-out loss.",
+        "Mất mát huấn luyện: sai số trên các ảnh dùng để huấn luyện, với cùng nhiễu như khi đo trên ảnh để riêng.",
+    ),
+    "L1": (
+        "The mean absolute difference between a reconstruction and its original. Lower is better.",
+        "Trung bình trị tuyệt đối của hiệu giữa ảnh dựng lại và ảnh gốc. Càng thấp càng tốt.",
+    ),
+    "edge loss": (
+        "The L1 distance between the gradients of a reconstruction and of its original: edges count, not only areas.",
+        "Khoảng cách L1 giữa gradient của ảnh dựng lại và của ảnh gốc: tính cả đường biên, không chỉ các mảng màu.",
+    ),
+    "perceptual distance": (
+        "How far a reconstruction is from its original by the features of a network that was trained on photographs.",
+        "Khoảng cách cảm nhận: ảnh dựng lại cách ảnh gốc bao xa theo đặc trưng của một mạng đã học từ ảnh chụp.",
+    ),
+    "KL": (
+        "The Kullback-Leibler divergence: how far the latents are from standard Gaussian noise.",
+        "Phân kỳ Kullback-Leibler: phân phối của biến ẩn cách phân phối Gauss chuẩn bao xa.",
+    ),
+    "critic": (
+        "A network that learns to tell reconstructions from real pictures, so that the autoencoder makes sharper ones.",
+        "Bộ phân biệt: mạng học cách phân biệt ảnh dựng lại với ảnh thật, nhờ đó bộ mã hoá tự động cho ảnh nét hơn.",
+    ),
+    "adversarial loss": (
+        "The part of the autoencoder's loss that is lower the more its reconstructions look real to the critic.",
+        "Mất mát đối kháng: phần mất mát của bộ mã hoá tự động, càng thấp khi bộ phân biệt càng coi ảnh dựng lại là "
+        "thật.",
+    ),
+    "hinge loss": (
+        "The loss of the critic: 0 where it scores every real picture above 1 and every reconstruction below -1.",
+        "Mất mát bản lề của bộ phân biệt: bằng 0 khi nó chấm mọi ảnh thật trên 1 và mọi ảnh dựng lại dưới -1.",
+    ),
+    "accuracy of the critic": (
+        "The share of pictures that the critic classifies correctly as real or reconstructed; chance is 0.5.",
+        "Tỉ lệ ảnh mà bộ phân biệt nhận đúng là ảnh thật hay ảnh dựng lại; đoán ngẫu nhiên được 0,5.",
+    ),
+    "gap of the critic": (
+        "The critic's mean score of real pictures minus that of reconstructions; near 0 it cannot tell them apart.",
+        "Điểm trung bình bộ phân biệt cho ảnh thật trừ điểm cho ảnh dựng lại; gần 0 thì nó không phân biệt được.",
+    ),
+    "validation": (
+        "Held-out pictures by which the end of training and the settings of sampling are chosen; test pictures are "
+        "kept for the end.",
+        "Dùng các ảnh để riêng để chọn lúc dừng huấn luyện và cách lấy mẫu; ảnh kiểm tra được giữ đến cuối.",
+    ),
+    "raw weights": (
+        "The weights of a network as its last step has left them, not averaged over steps as in the EMA.",
+        "Trọng số của mạng ngay sau bước cuối, không lấy trung bình qua các bước như EMA.",
+    ),
 }  # fmt: skip
+
+NAMES = {
+    "flow": "rectified flow", "text": "text encoder", "stages": "cascade", "enlarge": "stage that enlarges",
+    "exposure": "exposure fine-tuning", "loss": "denoising loss", "training": "training loss",
+    "held out, raw": "raw weights", "edges": "edge loss", "perceptual": "perceptual distance",
+    "adversarial": "adversarial loss", "hinge": "hinge loss", "right": "accuracy of the critic",
+    "gap": "gap of the critic",
+}  # fmt: skip
+"""Terms by the names of settings in a plan and of curves: in a sentence these are other words. Sizes are left out."""

@@ -26,12 +26,12 @@ from calotype.planning import Plan, make_plan, of_guidance
 from calotype.ranks import Ranks
 from calotype.recipe import OptimizerConfig, Recipe
 from calotype.report.format import duration
-from calotype.run import Run, RunState, read_state
+from calotype.run import BEFORE_FOLDER, Run, RunState, read_state
 from calotype.settings import parse_recipe, read_recipe, to_toml
 from calotype.tables import merge
 from calotype.training.warm_start import next_seed
 
-NEXT_FOLDER, BEFORE_FOLDER = "next", "before"
+NEXT_FOLDER = "next"
 ARCHIVED = (
     "recipe.toml", "plan.json", "evaluation.json", "inspection.json", "inspection.html", "sweep.json", "nearest.png",
     "prompted.png", "samples", "previews", "report.html",

@@ -52,24 +52,46 @@ const field = (form, name) => one(`[data-field=${name}]`, form);
 
 const OUTSIDE = "button, a, input, select, option, textarea, script, style, svg, pre, code, h1, .kicker, .term, #explained, label, nav, .runs, summary, .gallery, .setting";
 
+// Terms, the names of settings and curves that have one, and a pattern that finds terms in a text, in the plural, too.
+function readWords() {
+  return readWords.asked ??= fetch("/words.json").then(answer => answer.json()).then(({terms, names}) => {
+    const byLower = new Map(Object.keys(terms).map(term => [term.toLowerCase(), term]));
+    const longest = [...byLower.keys()].sort((a, b) => b.length - a.length).map(term => term.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+    const pattern = new RegExp(`(?<![\\p{L}\\d._-])(${longest.join("|")})(?:e?s)?(?![\\p{L}\\d_]|[.-][\\p{L}\\d])`, "giu");
+    const named = text => { const name = text.toLowerCase().replace(/(-| to )\d+$/, ""); return names[name] ?? byLower.get(name); };
+    return {terms, pattern, named, termOf: word => byLower.get(word.toLowerCase())};
+  });
+}
+
+// Curves by their names where these are terms: in a drawing they cannot be explained.
+function nameCurves(root, named) {
+  for (const figure of all(".plot:not(:has(.names))", root)) {
+    const names = all("polyline.line", figure).map(line => line.dataset.name).filter(named);
+    if (names.length) one("figcaption", figure).append(made("span", {class: "names"}, ...names.map(name => made("span", {}, name))));
+  }
+}
+
 async function explain(root) {
-  explain.terms ??= fetch("/words.json").then(answer => answer.json());
-  const terms = await explain.terms, byLower = new Map(Object.keys(terms).map(term => [term.toLowerCase(), term]));
-  const longest = [...byLower.keys()].sort((a, b) => b.length - a.length).map(term => term.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
-  const pattern = new RegExp(`(?<![\\p{L}\\d._-])(${longest.join("|")})(?![\\p{L}\\d_]|[.-][\\p{L}\\d])`, "giu");
+  const {pattern, named, termOf} = await readWords();
+  nameCurves(root, named);
   for (const section of root.matches("section, header, .panel") ? [root] : [root, ...all("section", root)]) {
-    const used = new Set(all(".term", section).map(term => term.textContent.toLowerCase()));
+    const used = new Set(all(".term", section).map(term => term.dataset.term));
     const walker = document.createTreeWalker(section, NodeFilter.SHOW_TEXT);
     const texts = [];
     while (walker.nextNode()) if (!walker.currentNode.parentElement.closest(OUTSIDE)) texts.push(walker.currentNode);
+    const mark = (word, term) => {
+      used.add(term);
+      word.replaceWith(made("button", {type: "button", class: "term", "data-term": term}, word.data));
+    };
     for (let text of texts) {
+      const term = text.parentElement.matches(".names span, table.words td:first-child, table.words td:nth-child(2)") && named(text.data);
+      if (term) mark(text, term);  // each of them, also where a sentence before has it
       pattern.lastIndex = 0;
-      for (let match; (match = pattern.exec(text.data));) {
-        if (used.has(match[0].toLowerCase())) continue;
-        used.add(match[0].toLowerCase());
-        const word = text.splitText(match.index), term = byLower.get(match[0].toLowerCase());
+      for (let match; !term && (match = pattern.exec(text.data));) {
+        if (used.has(termOf(match[1]))) continue;
+        const word = text.splitText(match.index);
         text = word.splitText(match[0].length);
-        word.replaceWith(made("button", {type: "button", class: "term", "data-term": term}, match[0]));
+        mark(word, termOf(match[1]));
         pattern.lastIndex = 0;
       }
     }
@@ -78,10 +100,9 @@ async function explain(root) {
 
 // The name of a field that is a term: no button, which inside a label would be another field, but it works as one.
 async function explainFields(root = document) {
-  explain.terms ??= fetch("/words.json").then(answer => answer.json());
-  const byLower = new Map(Object.keys(await explain.terms).map(term => [term.toLowerCase(), term]));
+  const {termOf} = await readWords();
   for (const name of all(".field > span:not(:has(.term))", root)) {
-    const term = byLower.get(name.textContent.toLowerCase());
+    const term = termOf(name.textContent);
     if (term) name.replaceChildren(made("span", {role: "button", tabindex: "0", class: "term", "data-term": term}, name.textContent));
   }
 }
@@ -90,7 +111,7 @@ document.addEventListener("keydown", event => {
 });
 
 async function showTerm(button) {
-  const [english, vietnamese] = (await explain.terms)[button.dataset.term];
+  const [english, vietnamese] = (await readWords()).terms[button.dataset.term];
   showBeside(button, made("b", {}, button.dataset.term), made("p", {}, english), made("p", {lang: "vi"}, vietnamese));
 }
 
@@ -176,29 +197,65 @@ function accept(root) {
   if (output) output.textContent = output.className = "";
 }
 
-// Values under the pointer: the plots say in `data-axes` where their axes begin and end.
-function readValues(event) {
-  const figure = event.target.closest?.(".plot"), drawing = figure && one("svg", figure);
-  if (!drawing?.dataset.axes) { for (const box of all(".reading")) box.remove(); return; }
-  const {x, y, left, right, top, bottom, width, height} = JSON.parse(drawing.dataset.axes);
-  const box = drawing.getBoundingClientRect(), scale = width / box.width;
-  const at = Math.min(Math.max((event.clientX - box.left) * scale, left), width - right);
+// Values of a plot at a place between its axes, in units of the drawing: it says in `data-axes` where these begin and end.
+function readValues(figure, drawing, at, top) {
+  const {x, y, left, right, top: above, bottom, width, height} = axesOf(drawing);
   const value = (axis, share) => axis[2] ? axis[0] * (axis[1] / axis[0]) ** share : axis[0] + share * (axis[1] - axis[0]);
   const lines = [];
   for (const line of all("polyline.line", drawing)) {
-    const points = line.getAttribute("points").split(" ").map(point => point.split(",").map(Number));
-    const near = points.reduce((best, point) => Math.abs(point[0] - at) < Math.abs(best[0] - at) ? point : best);
-    const share = (height - bottom - near[1]) / (height - top - bottom);
+    const near = pointsOf(line).reduce((best, point) => Math.abs(point[0] - at) < Math.abs(best[0] - at) ? point : best);
+    const share = (height - bottom - near[1]) / (height - above - bottom);
     lines.push(`${line.dataset.name}  ${Number(value(y, share).toPrecision(3))}`);
   }
   const where = Math.round(value(x, (at - left) / (width - left - right))).toLocaleString("en");
-  let reading = one(".reading", figure);
-  if (!reading) { for (const old of all(".reading")) old.remove(); figure.append(reading = made("div", {class: "reading"})); }
+  const reading = readingOf(figure);
+  figure.dataset.at = at;
   reading.textContent = [`at ${where}`, ...lines].join("\n");
-  const frame = figure.getBoundingClientRect(), shift = event.clientX - frame.left + 14;
-  reading.style.cssText = `top: ${event.clientY - frame.top + 12}px; left: ${Math.min(shift, frame.width - reading.offsetWidth)}px`;
+  const frame = figure.getBoundingClientRect(), box = drawing.getBoundingClientRect();
+  const shift = box.left - frame.left + at * box.width / width + 14;
+  reading.style.cssText = `top: ${top - frame.top + 12}px; left: ${Math.max(0, Math.min(shift, frame.width - reading.offsetWidth))}px`;
 }
-document.addEventListener("pointermove", readValues, {passive: true});
+const axesOf = drawing => JSON.parse(drawing.dataset.axes);
+const pointsOf = line => line.getAttribute("points").split(" ").map(point => point.split(",").map(Number));
+// Screen readers read out what changes in a box that is there already.
+function readingOf(figure) {
+  for (const old of all(".reading")) if (old.parentElement !== figure) old.remove();
+  return one(".reading", figure) ?? figure.appendChild(made("div", {class: "reading", "aria-live": "polite"}));
+}
+const unread = () => { for (const reading of all(".reading")) reading.remove(); };
+
+// Under the pointer or a finger, which may be outside of all plots.
+function readUnder(event) {
+  const figure = event.target.closest?.(".plot"), drawing = figure && one("svg", figure);
+  if (!drawing?.dataset.axes) return unread();
+  const {left, right, width} = axesOf(drawing), box = drawing.getBoundingClientRect();
+  const at = Math.min(Math.max((event.clientX - box.left) * width / box.width, left), width - right);
+  readValues(figure, drawing, at, event.clientY);
+}
+for (const name of ["pointermove", "pointerdown"]) document.addEventListener(name, readUnder, {passive: true});
+
+// The arrow keys lead from one point of any curve to the next, Home and End to the first and the last.
+function readByKeys(event) {
+  const figure = event.target, drawing = figure.matches?.(".plot") && one("svg", figure);
+  const towards = {ArrowLeft: -1, ArrowRight: 1, Home: 1, End: -1}[event.key];
+  if (!drawing || !towards || event.altKey || event.ctrlKey || event.metaKey) return;
+  event.preventDefault();
+  const places = all("polyline.line", drawing).flatMap(pointsOf).map(point => point[0]).sort((a, b) => towards * (a - b));
+  const before = event.key.startsWith("Arrow") ? figure.dataset.at : undefined;
+  const next = before === undefined ? places[0] : places.find(place => towards * (place - before) > 0) ?? Number(before);
+  readValues(figure, drawing, next, drawing.getBoundingClientRect().top);
+}
+document.addEventListener("keydown", readByKeys);
+document.addEventListener("focusin", event => { if (event.target.matches?.(".plot[tabindex]")) readingOf(event.target); });
+document.addEventListener("focusout", event => { if (event.target.matches?.(".plot")) unread(); });
+
+// Plots take the focus, and say how they are read.
+function focusable(root) {
+  for (const figure of all(".plot:has([data-axes])", root)) {
+    figure.tabIndex = 0;
+    figure.setAttribute("aria-label", `${one("title", figure).textContent}: values by the arrow keys`);
+  }
+}
 
 // -- The list ---------------------------------------------------------------------------------------------------------
 
@@ -395,6 +452,7 @@ function replacePart(part, content) {
   }
   styled(part);
   sliders(part);
+  focusable(part);
   all("details", part).forEach((each, place) => { each.open = open[place] ?? false; });
   all("input[type=range]", part).forEach((ruler, place) => {
     if (places[place] != null) { ruler.value = places[place]; ruler.dispatchEvent(new Event("input")); }
@@ -410,8 +468,9 @@ function focusAgain(part, before) {
   const names = ["data-post", "data-term", "data-field", "data-copy", "href", "aria-label"];
   const key = element => names.map(name => element.getAttribute(name)).find(value => value !== null) ?? element.textContent;
   if (before.isConnected) return before.focus({preventScroll: true});
-  const next = all("button, a, summary, input, select", part).find(element => key(element) === key(before));
+  const next = all("button, a, summary, input, select, .plot", part).find(element => key(element) === key(before));
   (next ?? (before.matches(".term") ? null : one(".actions :is(a, button)", part)))?.focus({preventScroll: true});
+  if (next?.matches(".plot") && before.dataset.at) readValues(next, one("svg", next), Number(before.dataset.at), one("svg", next).getBoundingClientRect().top);
 }
 
 // What is shown is no longer what is there. Said once, not at every attempt: screen readers read it out.
@@ -834,6 +893,7 @@ async function starting() {
 // -- Which page this is -----------------------------------------------------------------------------------------------
 
 styled(document);
+focusable(document);
 if (page.page === "index") { listOfRuns(); followList(); }
 if (page.page === "run") { sliders(document); announce(); follow(); }
 if (page.page === "gallery") gallery();
