@@ -10,7 +10,7 @@ import pytest
 import torch
 from small import LEGS, Keeper, be_quick, opened, request, write_pictures
 from test_train import interrupted_at, resume
-from together import Together
+from together import Together, be_impatient
 from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
@@ -241,23 +241,40 @@ def collecting(ranks, after=lambda: None):
             after()
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_rank_that_is_dead_or_stuck_ends_the_others_with_its_number(end, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", 2.0)
-    monkeypatch.setattr(module, "SIGN_SECONDS", 0.2)
+ENDS = {
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "stuck": lambda: time.sleep(1000),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_rank_that_is_dead_or_stuck_is_named_and_ended(end, tmp_path, monkeypatch):
+    be_impatient(monkeypatch)
 
     def work():
         with joined_ranks("cpu") as ranks:
-            collecting(ranks, lambda: os.kill(os.getpid(), end))
+            collecting(ranks, ENDS[end])
 
     ranks = Together(2, work, tmp_path)
-    ranks.ranks[0].join(60)
-    assert ranks.codes(0)[0] == 1 and "LostRanks: rank 1 of 2 gave no sign any more" in ranks.error(0)
+    assert ranks.codes(60) == [1, -signal.SIGKILL]
+    assert "LostRanks: rank 1 of 2 gave no sign any more" in ranks.error(0)
+
+
+def test_a_first_rank_that_is_stuck_is_named_and_ended_by_those_that_wait_for_it(tmp_path, monkeypatch):
+    be_impatient(monkeypatch)
+
+    def work():
+        with joined_ranks("cpu") as ranks:
+            ranks.say(ENDS["stuck"])
+
+    ranks = Together(2, work, tmp_path)
+    assert ranks.codes(60) == [-signal.SIGKILL, 1]
+    assert "LostRanks: rank 0 of 2 gave no sign any more" in ranks.error(1)
 
 
 def test_who_waits_for_a_dead_rank_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", 2.0)
-    monkeypatch.setattr(module, "SIGN_SECONDS", 0.2)
+    be_impatient(monkeypatch)
 
     def work():
         with joined_ranks("cpu") as ranks:

@@ -13,10 +13,9 @@ import torch.distributed as dist
 import torch.distributed.fsdp  # once, here: ranks are forked
 from small import machine, recipe, second_leg
 from test_overfitting import BETTER, GOOD, WORSE, Stop, Validations
-from together import Together
+from together import Together, be_impatient
 from torch.distributed import device_mesh
 
-from calotype import ranks as ranks_module
 from calotype.files import is_whole, read_json, write_json
 from calotype.nets.weights import local
 from calotype.planning.memory import choose_sharding, rounds_of
@@ -95,13 +94,17 @@ def test_two_ranks_with_halves_of_all_weights_are_one_process(two, alone):
     assert {name.rpartition(".")[2] for name in tensors} >= {"momentum", "exp_avg", "exp_avg_sq"}
 
 
-def test_a_unet_with_dropout_in_bfloat16_is_one_process_too(tmp_path):
+def test_a_unet_with_dropout_in_bfloat16_on_two_nodes_is_one_process_too(tmp_path):
+    """Hybrid sharding (HSDP): the two ranks of a node have halves."""
+
     def work():
+        os.environ["LOCAL_WORLD_SIZE"] = "2"
         with joined_ranks("cpu") as ranks:
-            leg = leg_on("full", UNET, "bfloat16")
+            leg = leg_on("hybrid", UNET, "bfloat16")
             return advanced(leg, ranks, 2), whole(leg)
 
-    (numbers, tensors), _ = Together(2, work, tmp_path).results()
+    (numbers, tensors), *others = Together(4, work, tmp_path).results()
+    assert others == [[numbers, tensors]] * 3
     leg = leg_on("none", UNET, "bfloat16")
     assert advanced(leg, ALONE, 2, slices=2) == pytest.approx(numbers, rel=1e-5)
     assert_equal(tensors, whole(leg))
@@ -254,8 +257,7 @@ def test_a_layout_that_does_not_fit_its_files_is_refused(change, message, copied
 
 
 def test_a_rank_that_is_killed_while_it_writes_leaves_the_checkpoint_before(copied, tmp_path, monkeypatch):
-    monkeypatch.setattr(ranks_module, "PATIENCE", 2.0)
-    monkeypatch.setattr(ranks_module, "SIGN_SECONDS", 0.2)
+    be_impatient(monkeypatch)
 
     def work():
         with joined_ranks("cpu") as ranks:
