@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import secrets
 import signal
 import threading
 import time
@@ -34,7 +35,7 @@ from calotype.types import UserError
 
 PATIENCE = 20.0
 """Seconds without a sign after which a rank is lost, and without any work after which it gives none."""
-LOOK_SECONDS = 0.02
+LOOK_SECONDS, JOINING = 0.02, 300.0
 FAREWELL = 5.0
 """Seconds for which the first rank, which may hold the store, waits for the others to have read its last word."""
 SENT_BYTES = 2**24
@@ -265,13 +266,38 @@ def join(device: str) -> Ranks:
     if cuda:
         torch.cuda.set_device(own)
     prefixed = dist.PrefixStore  # type: ignore[attr-defined]
-    store, index, count = next(rendezvous("env://", timeout=timedelta(minutes=5)))
+    store, index, count = next(rendezvous("env://", timeout=timedelta(seconds=JOINING)))
+    start = agreed_start(store, index, count)
     dist.init_process_group(
-        "nccl" if cuda else "gloo", store=prefixed("group", store), rank=index, world_size=count,
+        "nccl" if cuda else "gloo", store=prefixed(f"group-{start}", store), rank=index, world_size=count,
         timeout=timedelta(seconds=PATIENCE), device_id=own if cuda else None,
     )  # fmt: skip
-    words, signs = (prefixed("calotype", store.clone()) for _ in range(2))
+    words, signs = (prefixed(f"calotype-{start}", store.clone()) for _ in range(2))
     return Ranks(index, count, own, words, signs)
+
+
+def agreed_start(store: Store, index: int, count: int) -> str:
+    """A name that all ranks have for this start of theirs, once all are there.
+
+    Where torchrun starts the ranks again, the store still has all words of those before. So the first rank answers the
+    names that it sees until each of the others has found its own in an answer. Raises `UserError` where one does not
+    come.
+    """
+    name, end = secrets.token_hex(8), time.monotonic() + JOINING
+    store.set(f"start-{index}", name)
+    while time.monotonic() < end:
+        if index and store.check(["answer"]):
+            first, *others = json.loads(store.get("answer"))
+            if name in others:
+                store.set(f"{first}-{index}", "")
+                return str(first)
+        elif not index:
+            there = [key for place in range(1, count) if store.check([key := f"start-{place}"])]
+            store.set("answer", json.dumps([name, *(store.get(key).decode() for key in there)]))
+            if all(store.check([f"{name}-{place}"]) for place in range(1, count)):
+                return name
+        time.sleep(LOOK_SECONDS)
+    raise UserError(f"rank {index} of {count} found no others within {JOINING:.0f} s; look at what was printed above")
 
 
 @contextmanager

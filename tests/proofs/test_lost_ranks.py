@@ -108,7 +108,7 @@ def restarted(script, *command, dies=False):
     command = [*launcher, str(script), *map(str, command), "--budget", "1s", "--device", "cpu"]
     job = subprocess.run(command, check=False, capture_output=True, text=True, timeout=500, env=environment)
     assert job.returncode == 0, job.stdout + job.stderr
-    assert ("SIGKILL" in job.stderr) == dies, job.stderr
+    assert ("exitcode: -9" in job.stderr) == dies, job.stderr
 
 
 def test_ranks_that_are_started_again_go_on_from_the_last_checkpoint(tmp_path):
