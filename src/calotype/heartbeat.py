@@ -21,7 +21,7 @@ SIGN_SECONDS = 1.0
 DISK_SECONDS = 300.0
 """For which a disk may keep a rank waiting, as when a large file is brought to it: then the rank is stuck."""
 STATE = re.compile(r"^(?:State|(?:non)?voluntary_ctxt_switches):\t(\w+)", re.MULTILINE)
-RUNS, WAITS_FOR_DISK = "R", "D"
+RUNNABLE, WAITS_FOR_DISK = "R", "D"
 
 
 @runtime_checkable
@@ -49,7 +49,7 @@ class Activity:
         ids = [thread.native_id for thread in threading.enumerate() if not thread.daemon]
         self.states = {thread: thread_state(thread) for thread in ids if thread is not None}
         letters = {state[0] for state in self.states.values() if state}
-        if self.states != before or RUNS in letters or not letters:
+        if self.states != before or RUNNABLE in letters or not letters:
             self.moved = now
         return now > self.moved + (max(patience, DISK_SECONDS) if WAITS_FOR_DISK in letters else patience)
 
