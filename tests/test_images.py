@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
+from calotype.data import images as images_module
 from calotype.data import rgb
 from calotype.data.formats import READS_AVIF, READS_HEIC, MemoryLimit
 from calotype.data.images import (
@@ -238,8 +239,20 @@ def test_threads_share_the_memory_for_decoding():
         pass
 
 
+def test_ranks_share_the_cores_that_they_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(6), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    together = threading.Barrier(3, timeout=10)
+
+    def work(item):
+        together.wait()
+        return threading.get_ident()
+
+    assert len({*in_threads(work, range(12))}) == 3
+
+
 def test_once_stopped_threads_begin_no_further_item(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(images_module, "cores", lambda: 2)
     begun = []
 
     def work(item):
@@ -257,7 +270,7 @@ def test_once_stopped_threads_begin_no_further_item(monkeypatch):
 
 
 def test_with_parts_of_one_item_its_result_waits_for_no_other(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(images_module, "cores", lambda: 2)
     released = threading.Event()
 
     def work(item):

@@ -528,7 +528,9 @@ def test_what_cannot_be_started_from_is_one_line(finished, others, tmp_path, aga
         onward(others, finished, finished)
 
 
-def test_more_time_for_what_is_not_finished_or_has_changed_is_one_line(again, tmp_path):
+def test_more_time_for_what_is_not_finished_or_has_changed_is_one_line(again, tmp_path, monkeypatch):
+    """But ranks that torchrun has started again go on with the part that they had begun."""
+
     def refused(match, **more):
         before = {path: path.read_bytes() for path in again.rglob("*") if path.is_file()}
         with pytest.raises(UserError, match=match) as error:
@@ -546,6 +548,9 @@ def test_more_time_for_what_is_not_finished_or_has_changed_is_one_line(again, tm
     state.state.status = "interrupted"
     state.save()
     refused(r"is interrupted, and --budget is more time for a finished run; finish it first")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setattr(commands.training, "_go_on", lambda run, *given: run.folder / "went on")
+    assert commands.resume(ResumeOptions(again, budget=1e-6), Keeper()) == again / "went on"
 
 
 # -- Previews ----------------------------------------------------------------------------------------------------------

@@ -3,14 +3,18 @@
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from small import LEGS, Keeper, be_quick, opened, request, write_pictures
+import torch.distributed as dist
+from small import CPU, HYBRID, LEGS, Keeper, be_quick, machine, noise_pictures, opened, request, write_pictures
+from test_one_step import ONE_STEP
 from test_train import interrupted_at, resume
-from together import Together
+from together import Together, be_impatient
 from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
@@ -19,39 +23,65 @@ from calotype.cli import commands
 from calotype.cli.launching import command_in, reason
 from calotype.cli.options import EvaluateOptions, SampleOptions
 from calotype.cli.process import start_ranks
+from calotype.data import folder as data_folder
 from calotype.evaluation.features import Lite0
 from calotype.files import read_json, read_tensors
-from calotype.ranks import LostRanks, Ranks, join, joined_ranks, pass_on
+from calotype.ranks import LostRanks, Ranks, agreed_start, join, joined_ranks, pass_on
 from calotype.recipe import OptimizerConfig
 from calotype.run import Run
+from calotype.settings import parse_recipe
+from calotype.tables import merge
+from calotype.training import fitting
+from calotype.training.examples import crop_examples
+from calotype.training.legs import enlarger_leg
 from calotype.training.loop import Division, train_steps
 from calotype.training.process import Interrupted
 from calotype.training.state import TrainState
 from calotype.types import UserError
 
-STEPS = 50
+
+def first_stages(name, steps):
+    return LEGS[name](**{name: {"images": 4 * steps, "learn": {"learning_rate": 1e-3}}})
 
 
-def trained(name, ranks, **settings):
-    """The weights of a leg after 50 steps, their average, and the terms and norms of the last."""
-    leg = LEGS[name](**{name: {"images": 4 * STEPS, "learn": {"learning_rate": 1e-3}}})
+def enlarging(objective, steps):
+    """A stage above latents, by the denoising loss or in one step."""
+    changes = {"16": {"images": 4 * steps, "learn": {"learning_rate": 1e-3}}}
+    settings = parse_recipe(merge(merge(HYBRID, ONE_STEP if objective == "one_step" else {}), {"enlarge": changes}))
+    pictures = noise_pictures()
+    return enlarger_leg(settings, 16, pictures, crop_examples(settings, 16, pictures, CPU), CPU)
+
+
+COMPARED = {
+    "denoiser": (partial(first_stages, "denoiser", 50), 2),
+    "autoencoder": (partial(first_stages, "autoencoder", 50), 1),
+    "enlarging": (partial(enlarging, "denoising", 12), 2),
+    "one step": (partial(enlarging, "one_step", 12), 1),
+}
+"""Legs of so many steps, and the rounds in which a rank works on its part of a batch."""
+
+
+def trained(make, ranks, **settings):
+    """The weights of a leg, their average, and the terms and norms of its last step."""
+    leg = make()
     *_, last = train_steps(leg.objective, leg.states, leg.source, leg.progress, Division(**settings, ranks=ranks))
     named = {f"{of}.{key}": value for of, state in leg.states.items() for key, value in state.tensors().items()}
     numbers = {name: float(value) for name, value in (last.terms | last.norms).items()}
     return {name: value.flatten().tolist() for name, value in named.items()}, numbers
 
 
-@pytest.mark.parametrize(("name", "rounds"), [("denoiser", 2), ("autoencoder", 1)])
-def test_two_ranks_are_one_process_with_as_many_slices(name, rounds, tmp_path):
-    """After 50 steps; the weight of the autoencoder's critic is that of the whole batch."""
+@pytest.mark.parametrize(("make", "rounds"), COMPARED.values(), ids=COMPARED)
+def test_two_ranks_are_one_process_with_as_many_slices(make, rounds, tmp_path, monkeypatch):
+    """The weight of a critic is that of the whole batch."""
+    monkeypatch.setattr(fitting, "PATCHES", 2**13)
 
     def work():
         with joined_ranks("cpu") as ranks:
-            return trained(name, ranks, rounds=rounds)
+            return trained(make, ranks, rounds=rounds)
 
     first, second = Together(2, work, tmp_path).results()
     assert first == second
-    weights, numbers = trained(name, Ranks(), slices=2, rounds=rounds)
+    weights, numbers = trained(make, Ranks(), slices=2, rounds=rounds)
     assert first[0].keys() == weights.keys() and first[1] == pytest.approx(numbers, rel=1e-4)
     for key, values in weights.items():
         torch.testing.assert_close(torch.tensor(first[0][key]), torch.tensor(values), rtol=1e-5, atol=1e-5, msg=key)
@@ -77,7 +107,10 @@ def on_ranks(work, folder):
 
 
 def test_a_run_goes_on_on_another_number_of_ranks(tmp_path, monkeypatch, finished):
-    """Stopped on two by a signal that one of them gets; then by itself; then on two to its end."""
+    """Stopped on two by a signal that one of them gets; then by itself; then on two to its end.
+
+    The first alone decodes pictures.
+    """
     be_quick(monkeypatch)
     write_pictures(tmp_path / "pictures")
     run = tmp_path / "run"
@@ -85,6 +118,7 @@ def test_a_run_goes_on_on_another_number_of_ranks(tmp_path, monkeypatch, finishe
     def begin():
         if os.environ["RANK"] == "1":
             interrupted_at(monkeypatch, [("autoencoder", 8)])
+            monkeypatch.setattr(data_folder, "read_picture", lambda *given: pytest.fail("were decoded again"))
         return commands.train(request(tmp_path / "pictures", run), Keeper())
 
     codes, errors = on_ranks(begin, tmp_path / "ranks")
@@ -199,11 +233,35 @@ def test_each_rank_needs_a_gpu_of_its_own(device, gpus, message, monkeypatch):
         join(device)
 
 
+def test_ranks_that_are_started_again_share_no_words_with_those_before(monkeypatch):
+    """Their store is the same; one that comes alone gives up."""
+    store, starts = dist.HashStore(), []
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as pool:
+            names = {*pool.map(lambda index: agreed_start(store, index, 3), [2, 1, 0])}
+        assert len(names) == 1 and not names & {*starts}
+        starts += names
+    monkeypatch.setattr(module, "JOINING", 0.1)
+    for index in (0, 1):
+        with pytest.raises(UserError, match=rf"rank {index} of 3 found no others within 0 s"):
+            agreed_start(store, index, 3)
+
+
 def test_no_more_ranks_than_cores(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(os, "execv", lambda *command: pytest.fail("was started"))
     with pytest.raises(UserError, match="--ranks is 5, but this machine has 4 cores"):
         start_ranks(5)
+
+
+@pytest.mark.parametrize(("device", "memory", "busy"), [("cpu", 2**29, 2), ("cuda", 2**30, 64)])
+def test_a_machine_counts_its_ranks(device, memory, busy, monkeypatch):
+    """Four of eight are here: on CPUs they divide memory, and each GPU has its own."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    alone = replace(machine(), device=torch.device(device), memory=2**30 if device == "cuda" else 2**31, busy_batch=8)
+    shared = alone.shared_by(8)
+    assert (shared.ranks, shared.memory, shared.busy_batch_of_all) == (8, memory, busy)
+    assert (shared.flops, shared.all_flops) == (alone.flops, 8 * alone.flops) and "8 ranks" in str(shared)
 
 
 @pytest.mark.parametrize(
@@ -241,23 +299,40 @@ def collecting(ranks, after=lambda: None):
             after()
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_rank_that_is_dead_or_stuck_ends_the_others_with_its_number(end, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", 2.0)
-    monkeypatch.setattr(module, "SIGN_SECONDS", 0.2)
+ENDS = {
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "stuck": lambda: time.sleep(1000),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_rank_that_is_dead_or_stuck_is_named_and_ended(end, tmp_path, monkeypatch):
+    be_impatient(monkeypatch)
 
     def work():
         with joined_ranks("cpu") as ranks:
-            collecting(ranks, lambda: os.kill(os.getpid(), end))
+            collecting(ranks, ENDS[end])
 
     ranks = Together(2, work, tmp_path)
-    ranks.ranks[0].join(60)
-    assert ranks.codes(0)[0] == 1 and "LostRanks: rank 1 of 2 gave no sign any more" in ranks.error(0)
+    assert ranks.codes(60) == [1, -signal.SIGKILL]
+    assert "LostRanks: rank 1 of 2 gave no sign any more" in ranks.error(0)
+
+
+def test_a_first_rank_that_is_stuck_is_named_and_ended_by_those_that_wait_for_it(tmp_path, monkeypatch):
+    be_impatient(monkeypatch)
+
+    def work():
+        with joined_ranks("cpu") as ranks:
+            ranks.say(ENDS["stuck"])
+
+    ranks = Together(2, work, tmp_path)
+    assert ranks.codes(60) == [-signal.SIGKILL, 1]
+    assert "LostRanks: rank 0 of 2 gave no sign any more" in ranks.error(1)
 
 
 def test_who_waits_for_a_dead_rank_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", 2.0)
-    monkeypatch.setattr(module, "SIGN_SECONDS", 0.2)
+    be_impatient(monkeypatch)
 
     def work():
         with joined_ranks("cpu") as ranks:

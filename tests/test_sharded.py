@@ -13,16 +13,16 @@ import torch.distributed as dist
 import torch.distributed.fsdp  # once, here: ranks are forked
 from small import machine, recipe, second_leg
 from test_overfitting import BETTER, GOOD, WORSE, Stop, Validations
-from together import Together
+from together import Together, be_impatient
 from torch.distributed import device_mesh
 
-from calotype import ranks as ranks_module
 from calotype.files import is_whole, read_json, write_json
 from calotype.nets.weights import local
 from calotype.planning.memory import choose_sharding, rounds_of
 from calotype.ranks import ALONE, joined_ranks
 from calotype.run import Run, RunState
 from calotype.training import checkpoint
+from calotype.training import leg as leg_module
 from calotype.training.leg import LegLimits, train_leg
 from calotype.training.loop import Division, train_steps
 from calotype.training.pieces import PIECES, Piece, gather_rows, read_pieces
@@ -95,33 +95,45 @@ def test_two_ranks_with_halves_of_all_weights_are_one_process(two, alone):
     assert {name.rpartition(".")[2] for name in tensors} >= {"momentum", "exp_avg", "exp_avg_sq"}
 
 
-def test_a_unet_with_dropout_in_bfloat16_is_one_process_too(tmp_path):
+def test_a_unet_with_dropout_in_bfloat16_on_two_nodes_is_one_process_too(tmp_path):
+    """Hybrid sharding (HSDP): the two ranks of a node have halves."""
+
     def work():
+        os.environ["LOCAL_WORLD_SIZE"] = "2"
         with joined_ranks("cpu") as ranks:
-            leg = leg_on("full", UNET, "bfloat16")
+            leg = leg_on("hybrid", UNET, "bfloat16")
             return advanced(leg, ranks, 2), whole(leg)
 
-    (numbers, tensors), _ = Together(2, work, tmp_path).results()
+    (numbers, tensors), *others = Together(4, work, tmp_path).results()
+    assert others == [[numbers, tensors]] * 3
     leg = leg_on("none", UNET, "bfloat16")
     assert advanced(leg, ALONE, 2, slices=2) == pytest.approx(numbers, rel=1e-5)
     assert_equal(tensors, whole(leg))
 
 
+def stretched(progress):
+    progress.total = 32
+
+
 def overfit(folder, ranks, after):
-    """8 steps with validations of the average, of which the second is best; stops after some steps."""
+    """8 steps with validations of the average, of which the second is best; stops after some steps.
+
+    Two of them are what the control of the first rank adds.
+    """
     run = Run.open(folder) if (folder / "run.json").exists() else Run(folder, RunState(legs={"denoiser": "waiting"}))
     run.writes = ranks.first
-    leg = leg_on(denoiser={**DIT, "images": 32})
+    leg = leg_on(denoiser={**DIT, "images": 24})
     table = {8: GOOD, 16: BETTER, 24: {"held_out_loss": 1.0, "train_loss": 0.5}, 32: WORSE}
     leg = replace(leg, validator=Validations(leg.progress, table), write_raw=None)
-    limits, division = LegLimits(previews_at=(0.25, 0.5, 0.75, 1.0)), Division(1, 2, ranks)
+    limits, division = LegLimits(stretched, previews_at=(0.25, 0.5, 0.75, 1.0)), Division(1, 2, ranks)
     with suppress(Interrupted):
         train_leg(run, leg, Stop(after), lambda done, total, note="": None, limits=limits, division=division)
     return {name: value.flatten().tolist() for name, value in leg.trained.denoiser.named_parameters()}
 
 
-def test_a_leg_of_two_ranks_stops_goes_on_and_ends_with_its_best_average(tmp_path):
+def test_a_leg_of_two_ranks_stops_goes_on_and_ends_with_its_best_average(tmp_path, monkeypatch):
     """On both ranks, and in its last checkpoint, as with one process."""
+    monkeypatch.setattr(leg_module, "CONTROL_SECONDS", 0.0)
 
     def work(after):
         with joined_ranks("cpu") as ranks:
@@ -254,8 +266,7 @@ def test_a_layout_that_does_not_fit_its_files_is_refused(change, message, copied
 
 
 def test_a_rank_that_is_killed_while_it_writes_leaves_the_checkpoint_before(copied, tmp_path, monkeypatch):
-    monkeypatch.setattr(ranks_module, "PATIENCE", 2.0)
-    monkeypatch.setattr(ranks_module, "SIGN_SECONDS", 0.2)
+    be_impatient(monkeypatch)
 
     def work():
         with joined_ranks("cpu") as ranks:

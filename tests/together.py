@@ -7,6 +7,15 @@ import socket
 import sys
 import traceback
 
+from calotype import heartbeat, ranks
+
+
+def be_impatient(patch):
+    """Lost ranks are noticed, and left, after seconds."""
+    patch.setattr(ranks, "PATIENCE", 2.0)
+    patch.setattr(ranks, "FAREWELL", 0.5)
+    patch.setattr(heartbeat, "SIGN_SECONDS", 0.2)
+
 
 class Together:
     """Processes with the variables that torchrun sets; each does `work`, which returns JSON."""

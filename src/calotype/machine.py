@@ -57,8 +57,7 @@ class Machine:
 
     def shared_by(self, ranks: int) -> Machine:
         """Of several ranks, those on this machine divide its main memory."""
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.device.type == "cpu" else 1
-        return replace(self, ranks=ranks, memory=self.memory // here)
+        return replace(self, ranks=ranks, memory=self.memory // (ranks_here() if self.device.type == "cpu" else 1))
 
     @property
     def busy_batch_of_all(self) -> int:
@@ -139,7 +138,12 @@ def choose_threads() -> int:
 def cores() -> int:
     """That this process may use: its share of those that all ranks on this machine have."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, here // ranks_here())
+
+
+def ranks_here() -> int:
+    """How many ranks are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def time_convolution(device: torch.device, dtype: torch.dtype, count: int) -> float:

@@ -2,7 +2,8 @@
 
 The first rank alone plans, measures, writes and shows. What only it knows reaches the others through the store of the
 group, as JSON, and for as long as it takes; what all do at once (sums of losses, of gradients) must be done within
-`PATIENCE` seconds. Every rank gives a sign each second, so whoever waits knows who is silent.
+`PATIENCE` seconds. Every rank gives a sign each second while it gets on (`heartbeat`), so whoever waits knows who is
+dead or stuck.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import math
 import os
 import platform
+import secrets
 import signal
 import threading
 import time
@@ -20,18 +22,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from calotype import heartbeat
+from calotype.heartbeat import Store, Watch, give_signs
 from calotype.types import UserError
 
 PATIENCE = 20.0
-"""Seconds without a sign after which a rank is lost."""
-SIGN_SECONDS, LOOK_SECONDS = 1.0, 0.02
+"""Seconds without a sign after which a rank is lost, and without any work after which it gives none."""
+LOOK_SECONDS, JOINING = 0.02, 300.0
 FAREWELL = 5.0
 """Seconds for which the first rank, which may hold the store, waits for the others to have read its last word."""
 SENT_BYTES = 2**24
@@ -41,17 +45,6 @@ NOT_RESUMED = ("sample", "evaluate")
 """Commands that begin anew where they were interrupted."""
 REASON_FILE = "TORCHELASTIC_ERROR_FILE"
 """Where torchrun looks for the reason why a rank has failed."""
-
-
-@runtime_checkable
-class Store(Protocol):
-    """Words that all ranks can write and read, as torch has them (`torch.distributed.Store`)."""
-
-    def set(self, key: str, value: str) -> None: ...
-
-    def get(self, key: str) -> bytes: ...
-
-    def check(self, keys: list[str]) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -185,7 +178,7 @@ class Ranks:
     def _await(self, key: str) -> None:
         """Raises `SystemExit` where the first rank has ended, and `LostRanks` where one gives no sign any more."""
         assert self.store is not None
-        watch = Watch(self)
+        watch = Watch(self.store, self.count)
         while not self.store.check([key]):
             if self.store.check([ENDED]):
                 raise SystemExit(int(self.store.get(ENDED)))
@@ -200,31 +193,6 @@ ALONE = Ranks()
 
 def rows_at_once(rows: Tensor) -> int:
     return max(1, SENT_BYTES // max(1, math.prod(rows.shape[1:]) * rows.element_size()))
-
-
-@dataclass
-class Watch:
-    """Since when each rank has given no sign, by the clock of this one."""
-
-    ranks: Ranks
-    signs: dict[int, tuple[bytes, float]] = field(default_factory=dict)
-    looked: float = 0.0
-
-    def look(self) -> None:
-        """Asks for the signs, twice as often as they are given."""
-        store, now = self.ranks.store, time.monotonic()
-        assert store is not None
-        if now < self.looked + SIGN_SECONDS / 2:
-            return
-        self.looked = now
-        for index in range(self.ranks.count):
-            sign = bytes(store.get(key)) if store.check([key := f"sign-{index}"]) else b""
-            if index not in self.signs or self.signs[index][0] != sign:
-                self.signs[index] = sign, now
-
-    def silent(self, seconds: float) -> list[int]:
-        """The ranks that have given no sign for so long."""
-        return [index for index, (_, since) in self.signs.items() if self.looked > since + seconds]
 
 
 class LostRanks(UserError):  # noqa: N818
@@ -262,12 +230,16 @@ def joined_ranks(device: str = "auto", command: str = "train") -> Iterator[Ranks
         return
     ranks = replace(join(device), command=command)
     ending = threading.Event()
-    signs = threading.Thread(target=give_signs, args=(ranks, ending), daemon=True)
+    about = {"process": os.getpid(), "host": platform.node(), "errors": os.environ.get(REASON_FILE)}
+    arguments = ranks.signs, ranks.index, about, PATIENCE, ending
+    signs = threading.Thread(target=give_signs, args=arguments, daemon=True)
     signs.start()
     code = 1
     try:
         with explained(ranks):
             yield ranks
+            with suppress(SystemExit, RuntimeError):  # the first has ended, and with it perhaps the store
+                ranks.end_with_first()
         code = 0
     finally:
         leave(ranks, code)
@@ -294,23 +266,38 @@ def join(device: str) -> Ranks:
     if cuda:
         torch.cuda.set_device(own)
     prefixed = dist.PrefixStore  # type: ignore[attr-defined]
-    store, index, count = next(rendezvous("env://", timeout=timedelta(minutes=5)))
+    store, index, count = next(rendezvous("env://", timeout=timedelta(seconds=JOINING)))
+    start = agreed_start(store, index, count)
     dist.init_process_group(
-        "nccl" if cuda else "gloo", store=prefixed("group", store), rank=index, world_size=count,
+        "nccl" if cuda else "gloo", store=prefixed(f"group-{start}", store), rank=index, world_size=count,
         timeout=timedelta(seconds=PATIENCE), device_id=own if cuda else None,
     )  # fmt: skip
-    words, signs = (prefixed("calotype", store.clone()) for _ in range(2))
+    words, signs = (prefixed(f"calotype-{start}", store.clone()) for _ in range(2))
     return Ranks(index, count, own, words, signs)
 
 
-def give_signs(ranks: Ranks, ending: threading.Event) -> None:
-    assert ranks.signs is not None
-    number, about = 0, {"process": os.getpid(), "host": platform.node(), "errors": os.environ.get(REASON_FILE)}
-    with suppress(RuntimeError):  # the store has gone, and with it the job
-        while not ending.is_set():
-            number += 1
-            ranks.signs.set(f"sign-{ranks.index}", json.dumps({"number": number, **about}))
-            ending.wait(SIGN_SECONDS)
+def agreed_start(store: Store, index: int, count: int) -> str:
+    """A name that all ranks have for this start of theirs, once all are there.
+
+    Where torchrun starts the ranks again, the store still has all words of those before. So the first rank answers the
+    names that it sees until each of the others has found its own in an answer. Raises `UserError` where one does not
+    come.
+    """
+    name, end = secrets.token_hex(8), time.monotonic() + JOINING
+    store.set(f"start-{index}", name)
+    while time.monotonic() < end:
+        if index and store.check(["answer"]):
+            first, *others = json.loads(store.get("answer"))
+            if name in others:
+                store.set(f"{first}-{index}", "")
+                return str(first)
+        elif not index:
+            there = [key for place in range(1, count) if store.check([key := f"start-{place}"])]
+            store.set("answer", json.dumps([name, *(store.get(key).decode() for key in there)]))
+            if all(store.check([f"{name}-{place}"]) for place in range(1, count)):
+                return name
+        time.sleep(LOOK_SECONDS)
+    raise UserError(f"rank {index} of {count} found no others within {JOINING:.0f} s; look at what was printed above")
 
 
 @contextmanager
@@ -320,7 +307,7 @@ def explained(ranks: Ranks) -> Iterator[None]:
         yield
     except RuntimeError as error:
         with without_sigterm():  # which torchrun sends to those that are left
-            silent = silent_ranks(ranks)
+            silent = silent_ranks(ranks, PATIENCE if is_of_group(error) else 0.0)
         if not silent:
             raise
         lost = LostRanks(silent, ranks)
@@ -345,14 +332,23 @@ def without_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def silent_ranks(ranks: Ranks) -> list[int]:
-    """Those without a sign for longer than between two."""
-    watch, end = Watch(ranks), time.monotonic() + 4 * SIGN_SECONDS
+def is_of_group(error: RuntimeError) -> bool:
+    """Whether it is raised where ranks exchange something: one of them has ended, or has not come for `PATIENCE`."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def silent_ranks(ranks: Ranks, patience: float) -> list[int]:
+    """Those without a sign for longer than between two, within so many seconds more: one that is stuck since a moment
+    ago still gives signs."""
+    assert ranks.store is not None
+    watch, end = Watch(ranks.store, ranks.count), time.monotonic() + patience + 4 * heartbeat.SIGN_SECONDS
     with suppress(RuntimeError):  # the store has gone, and with it the first rank
         while time.monotonic() < end:
             watch.look()
-            time.sleep(SIGN_SECONDS / 4)
-        return watch.silent(2.5 * SIGN_SECONDS)
+            if silent := watch.silent(2.5 * heartbeat.SIGN_SECONDS):
+                return silent
+            time.sleep(heartbeat.SIGN_SECONDS / 4)
+        return []
     return [0]
 
 
@@ -381,14 +377,11 @@ def pass_on(line: str, file: str | None = os.environ.get(REASON_FILE)) -> None:
 
 
 def leave(ranks: Ranks, code: int) -> None:
-    """The first rank says that it ends, and stays until the others know; the others stay until it has said so."""
+    """The first rank says that it ends, and stays until the others know."""
     assert ranks.store is not None
     end = time.monotonic() + FAREWELL
     with suppress(RuntimeError):  # the store has gone
         if not ranks.first:
-            if code == 0:
-                with suppress(SystemExit):
-                    ranks.end_with_first()
             ranks.store.set(f"{DEPARTED}-{ranks.index}", "")
             return
         ranks.store.set(ENDED, str(code))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import pytest
 import torch
 from small import Keeper, be_quick, request, write_pictures
 from test_ranks import assert_same_model
@@ -37,8 +38,9 @@ def test_two_nodes_of_two_ranks_are_one_process(alone, tmp_path):
 
     results = Together(4, work, tmp_path / "ranks").results()
     assert [place for _, _, place in results] == [[0, 0, 2], [0, 1, 2], [1, 0, 2], [1, 1, 2]]
-    for tensors, _, _ in results:
-        assert_equal(tensors, alone[1])
+    for tensors, numbers, _ in results:
+        assert_equal(tensors, alone[STEPS][1])
+        assert numbers == pytest.approx(alone[STEPS][0], rel=1e-5)
     (saved,) = (tmp_path / "checkpoints").iterdir()
     assert len(list(saved.glob("*.safetensors"))) == 2
     stored = {name: value.flatten().tolist() for name, value in read_pieces(saved, "denoiser").items()}

@@ -27,6 +27,7 @@ from torch import Tensor
 from calotype.data.captions import Captions
 from calotype.data.images import shown
 from calotype.files import abandoned, checked, read_as, require_regular, sha256, whole_file, write_json, write_tensors
+from calotype.machine import ranks_here
 from calotype.nets.frozen import EncodingTable, FrozenEncoder, PretrainedEncoder, encode_all
 from calotype.types import Progress, UserError, no_progress
 
@@ -40,8 +41,9 @@ Fill = Callable[[Pixels], Any]  # writes the pixels, and returns what else is kn
 
 
 def fit_into(needed: int, free: int) -> bool:
-    """Whether pixels of so many bytes are kept in memory of which so many are free; else they are mapped."""
-    return needed <= free / 4
+    """Whether pixels of so many bytes are kept in memory of which so many are free; else, and where several ranks share
+    it, they are mapped."""
+    return needed <= free / 4 and ranks_here() == 1
 
 
 def cached_pixels(

@@ -191,10 +191,9 @@ def read_folder(
 
     `notes` name those that cannot be read.
 
-    The pixels are in memory, or, if they would take more than a quarter of what is free, in a file in `cache`. With
-    the `classes` of an earlier run, subfolders are labels by the rule that gave them, and with its `levels` grey
-    pictures with more than 8 bits have its black and white. Raises `UserError` where there is no folder, or no picture
-    that can be read.
+    The pixels are in memory, or, as `fit_into` says, in a file in `cache`. With the `classes` of an earlier run,
+    subfolders are labels by the rule that gave them, and with its `levels` grey pictures with more than 8 bits have its
+    black and white. Raises `UserError` where there is no folder, or no picture that can be read.
     """
     check_size(size)
     library = open_library(folder)
@@ -328,8 +327,8 @@ def decode_all(
 ) -> tuple[Pixels, list[Decoded]]:
     """Pictures of (rows, columns), and what happened to each file; those that were refused have no row in the pixels.
 
-    They are in the file `cache`, if they would take more than a quarter of the free memory. A file whose stamp is not
-    that of `stamps` is refused.
+    They are in the file `cache`, if they would take more than a quarter of the free memory, or several ranks share it.
+    A file whose stamp is not that of `stamps` is refused.
     """
     shape = (len(paths), 3, *size)
     fits = fit_into(math.prod(shape), psutil.virtual_memory().available)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +50,7 @@ from calotype.data.rgb import (
     spread_colours,
 )
 from calotype.escaping import plain
+from calotype.machine import cores
 from calotype.types import Images, Progress, UserError, no_progress
 
 # Shrinking by whole numbers to this many times the size, and only from there by Lanczos, is 2.5 times as fast on a
@@ -88,7 +88,7 @@ def in_threads(
     A few parts of at most `most` items are in work at a time, so that the memory does not grow with their number. Where
     the results are no longer wanted, as after Ctrl-C, items that have not begun are left out.
     """
-    workers = os.cpu_count() or 1
+    workers = cores()
     size = max(1, min(most, len(items) // (WAITING * workers)))
     parts = (items[start : start + size] for start in range(0, len(items), size))
     ended = threading.Event()

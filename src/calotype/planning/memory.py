@@ -4,7 +4,6 @@ fits between the legs by laws, whose constants `bench/memory.py` checks."""
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -19,7 +18,7 @@ from calotype.data.folder import Pictures
 from calotype.data.latents import is_mapped
 from calotype.data.views import DECODED_TIMES
 from calotype.diffusion.stage import Stage
-from calotype.machine import Machine
+from calotype.machine import Machine, ranks_here
 from calotype.nets.text import BytesConfig, BytesEncoder
 from calotype.nets.weights import ShapesOnly
 from calotype.planning.costs import count_parameters
@@ -112,7 +111,7 @@ def state_bytes(outline: Outline, recipe: Recipe, machine: Machine) -> int:
     count = count_parameters(outline.network)
     if recipe.sharding == "none" or machine.ranks == 1 or not is_divisible(recipe, outline.leg):
         return STATE_BYTES * count
-    shares = machine.ranks if recipe.sharding == "full" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    shares = machine.ranks if recipe.sharding == "full" else ranks_here()
     return STATE_BYTES * count // shares + 4 * count
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from calotype.machine import ranks_here
 from calotype.nets.blocks import ChannelNorm, Precision
 from calotype.nets.weights import check_weights, local
 from calotype.priors.prior import load_trained, with_constants
@@ -30,7 +30,7 @@ def sharding_mesh(sharding: Sharding, device: torch.device) -> DeviceMesh | None
     Raises `UserError` for hybrid sharding where nodes differ in their number of ranks.
     """
     count = dist.get_world_size() if dist.is_initialized() else 1
-    of_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if sharding == "hybrid" else count
+    of_node = ranks_here() if sharding == "hybrid" else count
     if sharding == "none" or of_node == 1:
         return None
     if count % of_node:

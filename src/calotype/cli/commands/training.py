@@ -250,7 +250,7 @@ def _resume(options: ResumeOptions, console: Console, ranks: Ranks) -> Path:
         begin_events(folder, options.tensorboard)
         run = Run.open(folder)  # as the owner before has left it
         if run.state.status != "finished":
-            require_no_budget(run, budget)
+            require_no_budget(run, None if restarted() else budget)  # within that with which the part was begun
             return _go_on(run, options, console, ranks, held)
         if budget is not None:
             return produce(*extend(run, options, budget, console, ranks, held), console, options.force, ranks)
