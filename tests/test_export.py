@@ -149,7 +149,7 @@ def test_a_bundle_with_other_pictures_is_refused_and_not_written(tmp_path, monke
 
 def test_missing_packages_are_named_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_bundle.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs onnx, onnxscript, onnxruntime; try: pip install 'calotype\[onnx\]'"):
+    with pytest.raises(UserError, match=r'needs onnx, onnxscript, onnxruntime; try: pip install "calotype\[onnx\]"'):
         export(ExportOptions(run=GOLDEN / "labels", to="onnx", out=tmp_path / "out"), Keeper())
 
 

@@ -78,7 +78,7 @@ def test_a_folder_that_is_not_whole_is_not_uploaded(hub, tmp_path):
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(bundle.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'calotype\[hub\]'"):
+    with pytest.raises(UserError, match=r'pip install "calotype\[hub\]"'):
         push_folder(PushOptions(GOLDEN / "labels", "me/faces"), Keeper())
 
 
