@@ -3,6 +3,7 @@
 import gc
 import importlib
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +29,29 @@ jaxtyping.jaxtyped = shapes.jaxtyped
 jaxtyping.install_import_hook("calotype", "beartype.beartype")  # before anything of calotype is imported
 importlib.import_module("torch._dynamo")  # the first optimizer would, after what is imported has been frozen
 torch.set_num_threads(1)
+
+
+LACKING = re.compile(r"(Skipped: )?(needs|could not import) ")
+"""How the reason of a skip begins where a package or a program is not installed."""
+
+
+def failed_if_lacking(report):
+    """Under `FAIL_ON_SKIP`, which `make proofs` sets, a test that cannot run for want of a package has failed."""
+    if os.environ.get("FAIL_ON_SKIP") and report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2]
+        if LACKING.match(reason):
+            report.outcome, report.longrepr = "failed", f"{reason}; under FAIL_ON_SKIP this is a failure"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    return failed_if_lacking((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    return failed_if_lacking((yield))
 
 
 def pytest_collection_finish():

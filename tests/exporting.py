@@ -16,6 +16,7 @@ from calotype.priors.clusters import components_of, mixture_of
 from calotype.priors.patches import PatchPrior
 from calotype.settings import parse_recipe
 from calotype.spaces.pixel import PixelSpace
+from calotype.store import save_model
 
 GOLDEN = Path(__file__).parent / "golden"
 ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
@@ -24,8 +25,21 @@ LEVEL = 1 / 255
 
 
 def golden(name, **changes):
+    """One of version 0.1.0, or of another folder, in float32."""
     model = in_float32(load(GOLDEN / name, "cpu"))
     return replace(model, samplings=model.settings(changes))
+
+
+def widened(name, folder):
+    """The folder of a golden model with what version 0.1.0 had not: epsilon scaling and, in latents, views."""
+    model, scaling = golden(name), {"epsilon_scaling": 0.2}
+    recipe = model.recipe.model_copy(update={"sampling": model.recipe.sampling.model_copy(update=scaling)})
+    if recipe.kind == "latent":
+        denoiser = model.stages[0].denoiser
+        denoiser.view = torch.nn.Linear(4, denoiser.label.embedding_dim, bias=False)
+        recipe = recipe.model_copy(update={"denoiser": recipe.denoiser.model_copy(update={"views": 4})})
+    save_model(folder, recipe, model.stages, model.classes)
+    return folder
 
 
 def random_model(settings, classes=("a", "b"), frozen=None):

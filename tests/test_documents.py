@@ -104,6 +104,12 @@ def test_the_reference_is_what_the_code_says(page):
     assert written == generate.PAGES[page](), "run: python docs/reference/generate.py"
 
 
+def test_extras_are_quoted_for_every_shell():
+    """For cmd.exe a single quote is part of the name."""
+    files = [*PAGES, *(ROOT / "src").rglob("*.py")]
+    assert not [name(file) for file in files if "'calotype[" in file.read_text(encoding="utf-8")]
+
+
 # -- Python ------------------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +171,9 @@ def test_one_version_everywhere():
     version = re.search(r'^version = "(.+)"', project, re.M)[1]
     assert calotype.__version__ == version
     assert (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()[2] == f"## {version}"
+    licence = re.search(r'^license = "(.+)"', project, re.M)[1]
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
+    assert {f"version: {version}", f"license: {licence}"} <= {*cited}
     assert f"calotype-{version}-py3" in (ROOT / "docs" / "how-to" / "install.md").read_text(encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from exporting import GOLDEN, LEVEL, golden, ours, with_onnx
+from exporting import GOLDEN, LEVEL, golden, ours, widened, with_onnx
 from PIL import Image
 from small import Keeper
 
@@ -27,10 +27,15 @@ LABELS = [0, 1, -1]
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def trained(tmp_path_factory):
+    return widened("labels", tmp_path_factory.mktemp("trained") / "model")
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
     """The folder, and what was printed."""
     keeper = Keeper()
-    out = export(ExportOptions(run=GOLDEN / "labels", to="onnx", out=tmp_path_factory.mktemp("export") / "out"), keeper)
+    out = export(ExportOptions(run=trained, to="onnx", out=tmp_path_factory.mktemp("export") / "out"), keeper)
     return out, keeper.printed
 
 
@@ -49,16 +54,17 @@ def test_a_bundle_is_whole_and_says_how_near_its_pictures_are(exported):
     about = read_json(out / "calotype.json")
     assert about["classes"] == ["adventurer", "micah"] and len(about["latents"]["mean"]) == 4
     assert about["stages"][0]["sigmas"][-1] == 0 and about["stages"][0]["sampling"]["guidance"] == 3
+    assert about["stages"][0]["sampling"]["epsilon_scaling"] == 0.2
 
 
 @with_onnx
 @pytest.mark.parametrize("changes", [
     {}, {"sampler": "euler"}, {"sampler": "heun", "steps": 5}, {"sampler": "ancestral"}, {"guidance": 1.0},
     {"guide": "unconditional", "guidance": 2.0}, {"prior_guidance": 0.7}, {"guidance_low": 0.5, "guidance_high": 3.0},
-    {"epsilon_scaling": 0.2},
+    {"epsilon_scaling": 0.0},
 ], ids=str)  # fmt: skip
-def test_pictures_are_ours_with_every_sampler_and_guide(bundle, changes):
-    model = golden("labels", **changes)
+def test_pictures_are_ours_with_every_sampler_and_guide(bundle, trained, changes):
+    model = golden(trained, **changes)
     bundle.stages[0]["sampling"] = model.samplings[0].model_dump(mode="json")
     bundle.stages[0]["sigmas"] = model.stages[0].schedule.grid(model.samplings[0].steps)
     sample = sys.modules["calotype.export.standalone.sample"]
@@ -67,19 +73,19 @@ def test_pictures_are_ours_with_every_sampler_and_guide(bundle, changes):
 
 
 @with_onnx
-def test_equal_seeds_give_the_pictures_of_the_command_line(bundle):
+def test_equal_seeds_give_the_pictures_of_the_command_line(bundle, trained):
     theirs = bundle.sample([0, 1, 0, 1], seed=1)
-    made = np.stack([np.asarray(picture, int) for picture in golden("labels").sample(4, seed=1)])
+    made = np.stack([np.asarray(picture, int) for picture in golden(trained).sample(4, seed=1)])
     assert np.abs(theirs.astype(int) - made).max() <= 1
     assert np.array_equal(bundle.sample([0], seed=1, first=2)[0], theirs[2])
 
 
 @with_onnx
-def test_variations_of_a_picture_are_ours(bundle):
+def test_variations_of_a_picture_are_ours(bundle, trained):
     picture = Image.open(GOLDEN / "given.png").convert("RGB").resize((16, 16))
     given = pixels_from_images(images_from_pil(picture))[0].permute(1, 2, 0).numpy()
     theirs = bundle.sample([-1, -1], seed=3, picture=given, strength=0.5)
-    made = np.stack([np.asarray(one, int) for one in golden("labels").redraw(picture, 0.5, seed=3, count=2)])
+    made = np.stack([np.asarray(one, int) for one in golden(trained).redraw(picture, 0.5, seed=3, count=2)])
     assert np.abs(theirs.astype(int) - made).max() <= 1
 
 
@@ -117,13 +123,13 @@ def run_script(folder, *arguments):
 
 
 @with_onnx
-def test_the_script_stands_alone(exported, tmp_path):
+def test_the_script_stands_alone(exported, trained, tmp_path):
     moved = shutil.copytree(exported[0], tmp_path / "moved")
     done = run_script(moved, "--label", "micah", "--count", "3", "--seed", "7", "--out", str(tmp_path / "grid.png"))
     assert done.returncode == 0 and "others: []" in done.stdout, done.stderr
     grid = Image.open(tmp_path / "grid.png")
     assert grid.size == (34, 34) and grid.mode == "RGB"
-    made = np.asarray(golden("labels").sample(1, "micah", seed=7)[0], int)
+    made = np.asarray(golden(trained).sample(1, "micah", seed=7)[0], int)
     assert np.abs(np.asarray(grid, int)[:16, :16] - made).max() <= 1
 
 
@@ -149,7 +155,7 @@ def test_a_bundle_with_other_pictures_is_refused_and_not_written(tmp_path, monke
 
 def test_missing_packages_are_named_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_bundle.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs onnx, onnxscript, onnxruntime; try: pip install 'calotype\[onnx\]'"):
+    with pytest.raises(UserError, match=r'needs onnx, onnxscript, onnxruntime; try: pip install "calotype\[onnx\]"'):
         export(ExportOptions(run=GOLDEN / "labels", to="onnx", out=tmp_path / "out"), Keeper())
 
 

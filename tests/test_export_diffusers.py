@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from exporting import GOLDEN, LEVEL, golden, random_model
+from exporting import LEVEL, golden, random_model, widened
 from folders import write_autoencoder
 from PIL import Image
 from small import SETTINGS, Keeper
@@ -57,14 +57,19 @@ print("ours:", "calotype" in sys.modules, pipeline.classes)
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def trained(tmp_path_factory):
+    return widened("labels", tmp_path_factory.mktemp("trained") / "model")
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
     keeper, out = Keeper(), tmp_path_factory.mktemp("diffusers") / "out"
-    export(ExportOptions(run=GOLDEN / "labels", to="diffusers", out=out), keeper)
+    export(ExportOptions(run=trained, to="diffusers", out=out), keeper)
     assert "differ from ours by" in keeper.printed[-1]
     return out
 
 
-def test_a_pipeline_draws_our_pictures_without_calotype(exported, tmp_path):
+def test_a_pipeline_draws_our_pictures_without_calotype(exported, trained, tmp_path):
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", DRAW, str(exported), str(tmp_path)],
@@ -76,7 +81,7 @@ def test_a_pipeline_draws_our_pictures_without_calotype(exported, tmp_path):
     assert "copy the folder as it is" in done.stdout and "but is in torch.bfloat16; leave dtype" in done.stdout
     assert "this model reads no prompt" in done.stdout and "ours: False ['adventurer', 'micah']" in done.stdout
     theirs = np.stack([np.asarray(Image.open(tmp_path / f"{index}.png"), int) for index in range(2)])
-    made = np.stack([np.asarray(one, int) for one in golden("labels", steps=6).sample(2, "micah", seed=3)])
+    made = np.stack([np.asarray(one, int) for one in golden(trained, steps=6).sample(2, "micah", seed=3)])
     assert np.abs(theirs - made).max() <= 1
 
 

@@ -1,7 +1,12 @@
-"""`calotype push`, on a hub that is not there."""
+"""`calotype push`, on a hub that is not there, and with the real package on a server of the test."""
 
+import base64
+import json
 import sys
+import threading
 import types
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from exporting import GOLDEN
@@ -51,6 +56,50 @@ def hub(monkeypatch):
     return asked
 
 
+@contextmanager
+def hub_server():
+    """The three requests of an upload, as the hub answers them: its address, and what was asked, by path."""
+    asked = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            asked[self.path] = lines = [json.loads(line) for line in body.splitlines()]
+            address = f"http://{self.headers['Host']}/me/faces"
+            answer = {"url": address}
+            if self.path.endswith("/preupload/main"):
+                kind = {"uploadMode": "regular", "shouldIgnore": False}
+                answer = {"files": [{"path": file["path"], **kind} for file in lines[0]["files"]]}
+            if self.path.endswith("/commit/main"):
+                answer = {"commitUrl": f"{address}/commit/{'0' * 40}", "commitOid": "0" * 40, "success": True}
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+def test_the_real_package_uploads_the_files_and_the_tags_of_the_card(finished, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setenv("HF_TOKEN", "hf_nobody")
+    with hub_server() as (address, asked):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        assert push_folder(PushOptions(finished, "me/faces"), Keeper()) == f"{address}/me/faces"
+    assert asked["/api/repos/create"][0]["visibility"] == "private"
+    sent = [line["value"] for line in asked["/api/models/me/faces/commit/main"] if line["key"] == "file"]
+    files = {each["path"]: base64.b64decode(each["content"]) for each in sent}
+    assert files == {file.name: file.read_bytes() for file in (finished / "model").iterdir()}
+    front = files["README.md"].decode().split("---")[1]
+    assert "pipeline_tag: unconditional-image-generation" in front and "- latent-diffusion" in front
+
+
 @pytest.mark.parametrize("public", [False, True])
 def test_a_whole_model_is_uploaded_private_unless_asked(hub, public):
     keeper = Keeper()
@@ -78,7 +127,7 @@ def test_a_folder_that_is_not_whole_is_not_uploaded(hub, tmp_path):
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(bundle.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'calotype\[hub\]'"):
+    with pytest.raises(UserError, match=r'pip install "calotype\[hub\]"'):
         push_folder(PushOptions(GOLDEN / "labels", "me/faces"), Keeper())
 
 

@@ -6,17 +6,15 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 import unicodedata
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
 import torch
-from exporting import GOLDEN, LEVEL, golden, ours, with_onnx
+from exporting import GOLDEN, LEVEL, golden, ours, widened, with_onnx
 from small import Keeper
+from webpage import CHROMIUM, drawn_in_browser
 
 from calotype.cli.commands import export
 from calotype.cli.options import ExportOptions
@@ -29,7 +27,6 @@ from calotype.types import Text, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNTIME = ROOT / "node_modules" / "onnxruntime-web"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NODE = shutil.which("node")
 MODEL_JS = ROOT / "src" / "calotype" / "export" / "standalone" / "model.js"
 PROMPT, NEGATIVE = "a woman with glasses, ông già", "a beard"
@@ -47,8 +44,19 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """The exported page of a golden model: with the runtime where it is installed, else with files of its names."""
+def trained(tmp_path_factory):
+    """The folder of a model: that with captions as it is, others widened."""
+
+    @functools.cache
+    def trained(name):
+        return GOLDEN / name if name == "captions" else widened(name, tmp_path_factory.mktemp("trained") / name)
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def page(trained, tmp_path_factory):
+    """The exported page of a model: with the runtime where it is installed, else with files of its names."""
 
     @functools.cache
     def page(name):
@@ -59,7 +67,7 @@ def page(tmp_path_factory):
             runtime.mkdir()
             for file in RUNTIME_FILES:
                 (runtime / file).write_text("")
-        return export(ExportOptions(run=GOLDEN / name, to="web", out=folder / "out", runtime=runtime), Keeper())
+        return export(ExportOptions(run=trained(name), to="web", out=folder / "out", runtime=runtime), Keeper())
 
     return page
 
@@ -149,102 +157,15 @@ def test_what_a_page_cannot_do_is_refused(tmp_path):
 
 # -- In Chromium -------------------------------------------------------------------------------------------------------
 
-TRIAL = """<!doctype html><title>trial</title><iframe id="page" src="index.html" width="900" height="700"></iframe>
-<script type="module">
-import { Model } from "./model.js";
-const ask = (path) => {
-  const asked = new XMLHttpRequest();
-  asked.open("GET", path, false);
-  asked.send();
-  return JSON.parse(asked.responseText);
-};
-const noise = (size, where, shape) => Float32Array.from(ask(`/noise?size=${size}&where=${where}&shape=${shape}`));
-const send = (result) => fetch("/result", { method: "POST", body: JSON.stringify(result) });
-const until = async (test) => { while (!test()) await new Promise((go) => setTimeout(go, 50)); };
-try {
-  const { prompt, negative, scaling } = ask("/request"), model = await Model.open(new URL("./", import.meta.url));
-  model.about.stages[0].sampling.epsilon_scaling = scaling;
-  const images = [];
-  images.push([...await model.sample({ label: 1, noise })]);
-  images.push([...await model.sample({ prompt, negative, noise })]);
-  const page = document.getElementById("page"), inside = (name) => page.contentDocument.getElementById(name);
-  await until(() => page.contentWindow.calotype?.ready && !inside("go").disabled);
-  inside("count").value = 2;
-  inside("prompt").value = prompt;
-  inside("guidance").value = 1.25;  // a form with a value that it does not take sends nothing
-  inside("go").click();
-  await until(() => inside("pictures").children.length === 2 && !inside("go").disabled);
-  const canvas = inside("pictures").children[1];
-  const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-  await send({ images, side: canvas.width, colours: new Set(pixels).size, state: inside("state").textContent });
-} catch (error) {
-  await send({ error: String(error.stack ?? error) });
-}
-</script>"""
-
-
-def served(folder, noise, request):
-    """A server of the folder, and of the trial; what it is sent is in `results`."""
-    results, arrived = [], threading.Event()
-
-    class Handler(SimpleHTTPRequestHandler):
-        def __init__(self, *arguments):
-            super().__init__(*arguments, directory=str(folder))
-
-        def log_message(self, *arguments):
-            pass
-
-        def answer(self, content, kind):
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.end_headers()
-            self.wfile.write(content.encode())
-
-        def do_GET(self):
-            address = urlsplit(self.path)
-            if address.path == "/trial.html":
-                self.answer(TRIAL, "text/html")
-            elif address.path == "/request":
-                self.answer(json.dumps(request), "application/json")
-            elif address.path == "/noise":
-                asked = {name: values[0].split(",") for name, values in parse_qs(address.query).items()}
-                where = tuple(int(part) if part.isdigit() else part for part in asked["where"])
-                values = noise(0, int(asked["size"][0]), where, tuple(map(int, asked["shape"])))
-                self.answer(json.dumps(values.flatten().tolist()), "application/json")
-            else:
-                super().do_GET()
-
-        def do_POST(self):
-            results.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.answer("{}", "application/json")
-            arrived.set()
-
-    return ThreadingHTTPServer(("127.0.0.1", 0), Handler), results, arrived
-
 
 @with_onnx
 @pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
 @pytest.mark.skipif(not RUNTIME.is_dir(), reason="needs: npm install onnxruntime-web")
 @pytest.mark.parametrize("name", ["labels", "captions", "cascade"])
-def test_the_page_draws_the_same_pictures(name, page, sample, tmp_path):
-    (prompt, negative), scaling = (PROMPT, NEGATIVE) if name == "captions" else ("", ""), 0.2 * (name != "captions")
-    model = golden(name, epsilon_scaling=scaling)
-    request = {"prompt": unicodedata.normalize("NFD", prompt) + "\n", "negative": f" {negative}", "scaling": scaling}
-    server, results, arrived = served(page(name), sample.seeded(5), request)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}/trial.html"
-    browser = subprocess.Popen(
-        [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", address],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        assert arrived.wait(300), "the page sent nothing"
-    finally:
-        browser.terminate()
-        browser.wait(30)
-        server.shutdown()
-    result = results[0]
-    assert "error" not in result, result["error"]
+def test_the_page_draws_the_same_pictures(name, trained, page, sample, tmp_path):
+    (prompt, negative), model = (PROMPT, NEGATIVE) if name == "captions" else ("", ""), golden(trained(name))
+    request = {"prompt": unicodedata.normalize("NFD", prompt) + "\n", "negative": f" {negative}"}
+    result = drawn_in_browser(page(name), sample.seeded(5), request, tmp_path)
     side = model.image_size
     theirs = np.array(result["images"], np.float32).reshape(2, 3, side, side)
     text = Text(("", prompt), ("", negative)) if prompt else None

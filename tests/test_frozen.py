@@ -203,7 +203,7 @@ def test_minilm_is_the_same_from_its_folder():
 def test_without_its_package_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(minilm, "PACKAGE", "no-such-package")
     for ask in (minilm.minilm_folder, lambda: require_package("no_such_package")):
-        with pytest.raises(UserError, match=r"needs the package no.such.package; try: pip install 'calotype\[text\]'"):
+        with pytest.raises(UserError, match=r'needs the package no.such.package; try: pip install "calotype\[text\]"'):
             ask()
 
 

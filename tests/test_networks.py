@@ -153,7 +153,7 @@ def test_the_command_line_opens_the_network_that_it_names(monkeypatch, tmp_path)
 
 def test_without_transformers_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'calotype\[transformers\]'"):
+    with pytest.raises(UserError, match=r'pip install "calotype\[transformers\]"'):
         open_features("dinov2", tmp_path, CPU)
 
 

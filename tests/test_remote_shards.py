@@ -296,7 +296,7 @@ def test_a_missing_package_is_named(monkeypatch):
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", url_to_fs)
-    assert "pip install 'calotype[fsspec]'" in message(lambda: read_folder(Path("s3://bucket/x"), 16))
+    assert 'pip install "calotype[fsspec]"' in message(lambda: read_folder(Path("s3://bucket/x"), 16))
 
 
 @pytest.mark.parametrize("failures", [2, 1000])

@@ -1,16 +1,21 @@
-"""`recipes/slurm.sbatch`, with stand-ins for `srun` and `scontrol`: what it starts, and when it puts the job back."""
+"""`recipes/slurm.sbatch`, with stand-ins for `srun` and `scontrol`: what it starts, and when it puts the job back.
+
+And what `recipes/skypilot.yaml` runs, with one for `torchrun`.
+"""
 
 import json
 import os
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[1] / "recipes" / "slurm.sbatch"
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+SCRIPT = RECIPES / "slurm.sbatch"
 
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="Slurm's scripts are of bash")
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the scripts are of bash")
 
 
 @pytest.fixture
@@ -60,3 +65,30 @@ def test_one_that_the_time_limit_has_stopped_is_put_back_and_resumed(job):
 
 def test_one_that_has_failed_is_not_put_back(job):
     assert job(status="failed", code=2)[1] is None
+
+
+def test_skypilot_trains_a_new_run_and_resumes_one_that_has_begun(tmp_path):
+    """Each word is a line, so that names with spaces stay whole."""
+    script = textwrap.dedent((RECIPES / "skypilot.yaml").read_text().partition("\nrun: |\n")[2])
+    (tmp_path / "bin").mkdir()
+    (program := tmp_path / "bin" / "torchrun").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    environment = {
+        "PATH": f"{program.parent}:{os.environ['PATH']}", "PICTURES": "my pictures", "BUDGET": "2h",
+        "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_GPUS_PER_NODE": "8",
+        "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+    }  # fmt: skip
+    command = ["bash", "-euo", "pipefail", "-c", script.replace("/bucket", str(tmp_path))]
+
+    def words():
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    run = tmp_path / "runs" / "my pictures"
+    assert words() == [
+        "--nnodes=2", "--node-rank=1", "--nproc-per-node=8", "--master-addr=10.0.0.1", "--master-port=29500",
+        "--max-restarts=3", "-m", "calotype", "train", str(tmp_path / "my pictures"), "--out", str(run),
+        "--budget", "2h",
+    ]  # fmt: skip
+    run.mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    assert words()[-3:] == ["calotype", "resume", str(run)]

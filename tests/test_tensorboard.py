@@ -78,7 +78,7 @@ def test_a_finished_run_gets_events_of_its_log_whatever_its_previews_are(tmp_pat
 
 def test_without_its_package_it_is_one_line_before_anything_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'calotype\[tensorboard\]'"):
+    with pytest.raises(UserError, match=r'pip install "calotype\[tensorboard\]"'):
         commands.train(request(tmp_path / "missing", tmp_path / "run", tensorboard=True), Keeper())
     (tmp_path / "run" / "tensorboard").mkdir(parents=True)
     notes = []

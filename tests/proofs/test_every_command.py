@@ -367,7 +367,7 @@ def test_every_command_of_a_page_runs(page, shell, capsys):
             raise AssertionError(f"{page}: {line}\n{error}\n{capsys.readouterr().err[-2000:]}") from error
         ran += 1
     if left_out:
-        pytest.skip(f"{ran} lines ran; left out for want of a package: {left_out}")
+        pytest.skip(f"needs packages for these lines, {ran} others ran: {left_out}")
 
 
 def test_every_page_with_commands_is_followed():

@@ -4,6 +4,7 @@
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -15,12 +16,15 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from exporting import GOLDEN, golden, with_onnx
+from exporting import GOLDEN, LEVEL, golden, ours, with_onnx
 from small import Keeper
+from webpage import CHROMIUM, drawn_in_browser
 
 from calotype.cli.commands import export
 from calotype.cli.options import ExportOptions
+from calotype.export.check import between
 
+NPM = shutil.which("npm")
 PACKAGES = {"onnx": ["numpy", "onnxruntime"], "diffusers": ["torch==2.13.0", "diffusers>=0.38", "safetensors", "numpy"]}
 SCRIPTS = {
     "onnx": """
@@ -64,8 +68,7 @@ def fresh(tmp_path_factory):
     return python
 
 
-@with_onnx
-@pytest.mark.parametrize("kind", PACKAGES)
+@pytest.mark.parametrize("kind", [pytest.param("onnx", marks=with_onnx), "diffusers"])
 @pytest.mark.parametrize("name", ["labels", "captions", "cascade"])
 def test_an_export_opens_where_there_is_no_calotype(fresh, tmp_path, kind, name):
     python = fresh(kind)
@@ -79,3 +82,18 @@ def test_an_export_opens_where_there_is_no_calotype(fresh, tmp_path, kind, name)
     ours = np.stack([np.asarray(picture, int) for picture in golden(name).sample(2, seed=3, prompt=prompt)])
     theirs = np.stack([np.asarray(Image.open(tmp_path / f"{index}.png"), int) for index in range(2)])
     assert np.abs(ours - theirs).max() <= 1
+
+
+@with_onnx
+@pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
+@pytest.mark.skipif(not NPM, reason="needs npm")
+def test_a_page_opens_with_a_runtime_that_was_just_installed(tmp_path):
+    from calotype.export.standalone import sample
+
+    install = [NPM, "install", "--prefix", tmp_path, "--no-audit", "--no-fund", "onnxruntime-web"]
+    subprocess.run(install, check=True, capture_output=True)
+    runtime = tmp_path / "node_modules" / "onnxruntime-web"
+    out = export(ExportOptions(run=GOLDEN / "labels", to="web", out=tmp_path / "out", runtime=runtime), Keeper())
+    result = drawn_in_browser(out, sample.seeded(5), {"prompt": "", "negative": ""}, tmp_path / "profile")
+    theirs = np.array(result["images"][0], np.float32).reshape(1, 3, 16, 16)
+    assert between(ours(golden("labels"), [1], seed=5), theirs).largest < LEVEL / 4

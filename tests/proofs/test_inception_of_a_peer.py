@@ -19,7 +19,7 @@ def peer(monkeypatch):
     """The one module of torch-fidelity; its package imports torchvision."""
     spec = importlib.util.find_spec("torch_fidelity")
     if spec is None:
-        pytest.skip("torch-fidelity is not installed")
+        pytest.skip("needs torch-fidelity")
     package = types.ModuleType("torch_fidelity")
     package.__path__ = spec.submodule_search_locations
     monkeypatch.setitem(sys.modules, "torch_fidelity", package)

@@ -110,7 +110,7 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp",
     *AVIF_SUFFIXES * READS_AVIF, *HEIC_SUFFIXES * READS_HEIC,
 )  # fmt: skip
-INSTALL_HEIC = "install a decoder with: pip install 'calotype[heic]'"
+INSTALL_HEIC = 'install a decoder with: pip install "calotype[heic]"'
 INSTALL_AVIF = "install a Pillow that reads them with: pip install --upgrade pillow"
 UNAVAILABLE = {
     **({} if READS_HEIC else dict.fromkeys(HEIC_SUFFIXES, ("HEIC", INSTALL_HEIC))),

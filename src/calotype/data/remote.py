@@ -131,7 +131,7 @@ def file_system(address: str) -> tuple[Any, str]:
     except Exception as error:  # each file system has errors of its own; some connect already here
         reason = " ".join(str(error).split()) or type(error).__name__
         missing = isinstance(error, ImportError | ValueError)
-        hint = "for http and s3 try: pip install 'calotype[fsspec]'" if missing else "try again later"
+        hint = 'for http and s3 try: pip install "calotype[fsspec]"' if missing else "try again later"
         raise NotReachedError(f"{address} cannot be read: {reason:.160}; {hint}") from None
     return system, path
 

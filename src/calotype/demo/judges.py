@@ -67,7 +67,7 @@ class PortraitJudge:
         train, test = store.pictures.train_indices.tolist(), store.pictures.test_indices.tolist()
         prompted = unseen_combinations([self.drawn[row] for row in train], count)
         if not prompted or not test:
-            return Judged(left_out=["attributes: too few portraits for prompts that no caption says"])
+            return Judged(left_out=["attributes: too few portraits for prompts absent from all captions"])
         classifiers = fit_classifiers(store, self.drawn, candidate.size)
         real = classifiers.tallies(
             shrunk_images(store, test, candidate.size, LARGEST), [self.drawn[row] for row in test]

@@ -76,7 +76,7 @@ def require_packages(*names: str, extra: str = "onnx") -> None:
     """Raises `UserError` that says what to install."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"this export needs {', '.join(missing)}; try: pip install 'calotype[{extra}]'")
+        raise UserError(f'this export needs {", ".join(missing)}; try: pip install "calotype[{extra}]"')
 
 
 def in_float32(model: Model) -> Model:

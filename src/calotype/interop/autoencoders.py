@@ -73,7 +73,7 @@ def open_network(config: DeterministicConfig, source: Path | None = None) -> nn.
     import diffusers as package
 
     if (network := getattr(package, config.class_name, None)) is None:
-        raise UserError(f"the package diffusers has no {config.class_name}; try: pip install -U 'calotype[diffusers]'")
+        raise UserError(f'the package diffusers has no {config.class_name}; try: pip install -U "calotype[diffusers]"')
     try:
         made: nn.Module = network(**config.arguments())
     except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:

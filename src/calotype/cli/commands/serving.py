@@ -53,7 +53,7 @@ def serve(options: ServeOptions, console: Console) -> None:
 def require_extra() -> None:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        raise UserError(f"serve needs {', '.join(missing)}; install them with: pip install 'calotype[ui]'")
+        raise UserError(f'serve needs {", ".join(missing)}; install them with: pip install "calotype[ui]"')
 
 
 def address_of(host: str) -> str:
