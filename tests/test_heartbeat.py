@@ -1,5 +1,7 @@
 """A process is stuck where none of its threads gets on, and not where one works for long."""
 
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +34,12 @@ def in_short_waits():
         time.sleep(PATIENCE / 4)
 
 
+def in_a_process():
+    """As the compiler of torch does: this process waits for another one, which works."""
+    working = f"import time\nend = time.time() + {10 * PATIENCE}\nwhile time.time() < end: 0"
+    subprocess.run([sys.executable, "-c", working], check=True)
+
+
 def was_stuck(work):
     """Whether another thread sees, again and again, that this one is stuck while it does `work`."""
     seen, ended = [], threading.Event()
@@ -50,7 +58,8 @@ def was_stuck(work):
 
 
 @pytest.mark.parametrize(
-    ("work", "stuck"), [(compute, False), (in_a_thread, False), (in_short_waits, False), (wait, True)]
+    ("work", "stuck"),
+    [(compute, False), (in_a_thread, False), (in_short_waits, False), (wait, True), (in_a_process, False)],
 )
 def test_a_process_is_stuck_that_waits_and_not_one_that_works(work, stuck):
     assert was_stuck(work) == stuck

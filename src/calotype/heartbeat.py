@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import psutil
+
 SIGN_SECONDS = 1.0
 DISK_SECONDS = 300.0
 """For which a disk may keep a rank waiting, as when a large file is brought to it: then the rank is stuck."""
@@ -37,9 +39,12 @@ class Store(Protocol):
 
 @dataclass
 class Activity:
-    """Whether the threads of this process get on. Daemons, as that which looks, and threads of torch do not count."""
+    """Whether the threads of this process get on, or processes that they have started, as torch's compiler does.
+    Daemons, as that which looks, and threads of torch do not count."""
 
     states: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    worked: float = 0.0
+    """Seconds of processor time that the processes started have taken."""
     moved: float = field(default_factory=time.monotonic)
     """When a thread was last seen to get on."""
 
@@ -51,6 +56,8 @@ class Activity:
         letters = {state[0] for state in self.states.values() if state}
         if self.states != before or RUNNABLE in letters or not letters:
             self.moved = now
+        elif (worked := seconds_of_children()) != self.worked:
+            self.moved, self.worked = now, worked
         return now > self.moved + (max(patience, DISK_SECONDS) if WAITS_FOR_DISK in letters else patience)
 
 
@@ -60,6 +67,16 @@ def thread_state(thread: int) -> tuple[str, ...]:
     with suppress(OSError):
         return tuple(STATE.findall(Path(f"/proc/self/task/{thread}/status").read_text()))
     return ()
+
+
+def seconds_of_children() -> float:
+    """Processor time of the processes that this one has started, and of theirs, as far as they run still."""
+    total = 0.0
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            used = child.cpu_times()
+            total += used.user + used.system
+    return total
 
 
 def give_signs(store: Store, index: int, about: Mapping[str, object], patience: float, ending: threading.Event) -> None:
