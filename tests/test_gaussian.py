@@ -155,24 +155,6 @@ def test_an_unseen_closed_form_knows_the_classes_of_the_prior(folds, labelled):
         assert sorted({*mixture.label.tolist()}) == ([0, 1, 2, 3, 4, 5] if labelled else [NULL_LABEL])
 
 
-@pytest.mark.parametrize(
-    ("epochs", "by_fold", "captioned", "crossed"),
-    [(7.9, True, False, 0), (8.0, True, False, 2), (8.0, True, True, 0), (8.0, False, False, 0)],
-)
-def test_pictures_that_are_seen_often_have_an_unseen_closed_form(epochs, by_fold, captioned, crossed):
-    """Though the prior does not overfit: unless it would know fewer classes so, or no captions."""
-    labels = torch.arange(72) % 6
-    train, folds = torch.randn(72, 2, 2, 2) + 5 * torch.randn(6, 2, 2, 2)[labels], torch.arange(72) // 6 % 2
-    captions = ("a cat" if captioned else "",) * 72
-    examples = CaptionedLatents(train, labels, captions, captions)
-    validation = PriorValidation(examples, torch.ones(72), torch.randn(72, 2, 2, 2))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "FEWEST_TO_FOLD", 2)
-        patch.setattr(PriorValidation, "optimistic", lambda self, prior, train: False)
-        prior, found = fit_prior(examples, validation, folds if by_fold else labels % 2, None, epochs)
-    assert len(found) == crossed and {*prior.label.tolist()} == {0, 1, 2, 3, 4, 5}
-
-
 def test_an_unseen_closed_form_has_not_seen_the_picture():
     """Of each fold it is the mixture of the others: a new value in one picture changes it for the other fold alone."""
     torch.manual_seed(0)

@@ -59,11 +59,6 @@ OPTIMISTIC_SIGMAS = (1.0, 10.0)
 """The noise at which this is judged. Overfitting at lower noise is calibrated, and there the weaker mixture of half the
 images does more harm than good (dev/LOG.md)."""
 
-OFTEN = 8
-"""Epochs from which a mixture is cross-fitted whether it overfits or not: a network beside it learns what the mixture
-knows of training images alone, the sooner the fewer they are (dev/LOG.md, 2026-11-30). With captions that was not
-tried: cross-fitted, a mixture has none."""
-
 FEWEST_CAPTIONED = 64
 """Captioned images below which a captioned mixture is not tried."""
 DIRECTIONS = 64
@@ -205,26 +200,24 @@ def fit_prior(
     validation: PriorValidation,
     folds: Folds | None = None,
     more: CaptionedLatents | None = None,
-    epochs: float = 0.0,
 ) -> tuple[GaussianMixture | CaptionedMixture, Sequence[GaussianMixture]]:
-    """The prior of `train`; and the mixtures of `cross_fit`, to train beside, where `folds` are given, and the prior
-    overfits or each image is seen often.
+    """The prior of `train`; and the mixtures of `cross_fit`, to train beside, where it overfits and `folds` are given.
 
-    `more` are the same images with other augmentations and captions, for the regression on captions. `epochs` is how
-    often training sees each image.
+    `more` are the same images with other augmentations and captions, for the regression on captions.
     """
     release_memory(train.latents.device)
     mixture = validation.calibrated(fit_classes(train.latents, train.labels, validation))
     release_memory(train.latents.device)
-    if folds is not None and min(folds.bincount(minlength=2)) >= FEWEST_TO_FOLD:
+    if (
+        folds is not None
+        and min(folds.bincount(minlength=2)) >= FEWEST_TO_FOLD
+        and validation.optimistic(mixture, train)
+    ):
         labels = train.labels if in_all_folds(train.labels, folds) else torch.full_like(train.labels, NULL_LABEL)
-        losing = labels is not train.labels and bool((mixture.label >= 0).any())  # mixtures of half would know no class
-        often = epochs >= OFTEN and not losing and not any(train.captions)
-        if often or validation.optimistic(mixture, train):
-            if losing:  # both must know the same classes
-                mixture = validation.calibrated(fit_classes(train.latents, labels, validation))
-            crossed = cross_fit(mixture, train.latents, labels, folds)
-            return mixture, [*map(validation.calibrated, crossed)]
+        if labels is not train.labels and bool((mixture.label >= 0).any()):  # both must know the same classes
+            mixture = validation.calibrated(fit_classes(train.latents, labels, validation))
+        crossed = cross_fit(mixture, train.latents, labels, folds)
+        return mixture, [*map(validation.calibrated, crossed)]
     if more is None or sum(map(bool, train.captions)) < FEWEST_CAPTIONED:
         return mixture, ()
     captioned = fit_captioned(mixture, [train, more], validation.examples)

@@ -86,8 +86,7 @@ def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Cons
         more = examples(take(buckets, train_rows, most, rng, 1), rng.at("again"), 1)
     sigma = recipe.denoiser.schedule.sample(len(few), rng.at("sigma")).to(validation.latents)
     noise = rng.at("noise").normal(*validation.latents.shape).to(validation.latents)
-    epochs = recipe.denoiser.images / max(1, sum(map(len, train_rows)))
-    prior, crossed = fit_prior(train, PriorValidation(validation, sigma, noise), folds, more, epochs)
+    prior, crossed = fit_prior(train, PriorValidation(validation, sigma, noise), folds, more)
     return {"mixture": prior, **{f"unseen-{fold}": mixture for fold, mixture in enumerate(crossed)}}
 
 
