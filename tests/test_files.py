@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from calotype.files import damage, is_finite, is_whole, read_json, whole_folder, write_json, write_whole
+from calotype.files import damage, is_whole, read_json, whole_folder, write_json, write_whole
+from calotype.finite import is_finite
 from calotype.types import UserError
 
 
@@ -198,7 +199,7 @@ def test_what_is_not_json_is_the_users_to_mend(tmp_path, content, message):
 
 @pytest.mark.parametrize("place", [0, 6, 9])
 def test_a_tensor_is_checked_for_nan_a_part_at_a_time(monkeypatch, place):
-    monkeypatch.setattr("calotype.files.CHECKED_AT_ONCE", 4)
+    monkeypatch.setattr("calotype.finite.CHECKED_AT_ONCE", 4)
     values = torch.zeros(2, 5)
     assert is_finite(values) and is_finite(values.T) and is_finite(torch.empty(0, 3)) and is_finite(torch.tensor(1))
     values.view(-1)[place] = float("nan")

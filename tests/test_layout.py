@@ -72,7 +72,7 @@ def test_classes_are_found_in_the_usual_layouts(tmp_path, places, classes):
     assert pictures.classes == classes
 
 
-def test_classes_with_words_of_sets_in_their_names_are_told(tmp_path):
+def test_classes_with_words_of_sets_in_their_names_have_a_note(tmp_path):
     pictures = read_folder(write(tmp_path, "trainA", "trainB", "testA", "testB", count=2), 16)
     assert pictures.classes == ("testA", "testB", "trainA", "trainB")
     assert any("testA, testB, trainA, trainB: if these are sets" in note for note in pictures.notes)

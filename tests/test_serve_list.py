@@ -256,7 +256,8 @@ def test_the_command_line_takes_what_is_started_and_what_is_copied(opened, monke
     asked = {"name": "my pets", "size": 32, "budget": "90s", "kind": "cascade", **sent}
     run = opened.client.post("/api/runs", json=asked).json()["id"]
     until(lambda: "code" in opened.launcher.about(run))
-    words = arguments_in(opened.launcher.last_lines(run)[0])[2:]
+    words = arguments_in(opened.launcher.last_lines(run)[0])
+    words = words[words.index("calotype") + 1 :]
     assert shlex.split(opened.launcher.about(run)["command"]) == ["calotype", *words]
     started = app(words, standalone_mode=False)
     assert isinstance(started, DemoOptions if given == "neither" else TrainOptions)

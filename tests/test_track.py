@@ -108,7 +108,7 @@ SMALL = (
 @pytest.mark.parametrize(("peer", "settings"), [("plain_latent", ()), ("calotype", SMALL)])
 def test_a_peer_trains_and_samples_in_a_process_of_its_own(tmp_path, peer, settings):
     sets.write(tmp_path / "set", split(items_of()))
-    task = Task(peer, "noise", str(tmp_path / "set" / "train"), str(tmp_path / "run"), 16, 15.0, 0, settings=settings)
+    task = Task(peer, "noise", str(tmp_path / "set" / "train"), str(tmp_path / "run"), 16, 8.0, 0, settings=settings)
     track.call("train", task)
     task.write()
     assert Task.of(tmp_path / "run") == task
@@ -136,6 +136,7 @@ def test_better_is_by_more_than_a_standard_error_over_three_pairs(differences, w
 def test_runs_are_compared_by_their_latest_scores_of_equal_seeds(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(track, "Track", lambda cache, pictures, size: SimpleNamespace(folder=Path(pictures)))
     monkeypatch.setattr(track, "fingerprint", lambda folder: "this split")
+    monkeypatch.setattr(track, "examine", lambda: "a machine")
     asked = {"pictures": "portraits", "size": 64, "against": "test", "count": 180, "sampling": []}
 
     def score(name, seed, frechet, **more):

@@ -22,12 +22,11 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors.torch import load, load_file
 from torch import Tensor
 
+from calotype.finite import not_finite
 from calotype.types import UserError
 
 MAX_WHOLE, MAX_NAME = 2**26, 255
 """Of a file that is read whole, unless more is expected; and letters of a name."""
-CHECKED_AT_ONCE = 2**22
-"""Values of a tensor."""
 NO_LINKS = {errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 """Errors of file systems that have no hard links, as FAT."""
 UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(?P<kind>tmp|old)")
@@ -153,16 +152,6 @@ def tensor_parts(tensors: Mapping[str, Tensor], about: dict[str, str] | None) ->
     yield len(text).to_bytes(8, "little") + text
     for _, _, value in named:
         yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor with NaN or infinity."""
-    return next((name for name, value in tensors.items() if not is_finite(value)), None)
-
-
-def is_finite(values: Tensor) -> bool:
-    """Whether none is NaN or infinite; a part at a time, since the comparison makes a copy."""
-    return all(bool(part.isfinite().all()) for part in values.detach().reshape(-1).split(CHECKED_AT_ONCE))
 
 
 def write_json(path: Path, value: Any, new: bool = False) -> None:

@@ -52,10 +52,10 @@ DEEP = {
 
 def taken(path):
     process = python(f"FILE, SIZE = {str(path)!r}, {SIZE}", READ, stderr=subprocess.STDOUT)
-    *said, last = process.communicate(timeout=200)[0].splitlines()
+    *lines, last = process.communicate(timeout=200)[0].splitlines()
     memory, seconds = map(float, last.split())
-    print(f"{path.name}: {memory / 1e9:.2f} GB, {seconds:.1f} s; {said[-1]}")
-    assert memory < MOST_BYTES and seconds < MOST_SECONDS, said
+    print(f"{path.name}: {memory / 1e9:.2f} GB, {seconds:.1f} s; {lines[-1]}")
+    assert memory < MOST_BYTES and seconds < MOST_SECONDS, lines
 
 
 @pytest.mark.parametrize("mode", [*PLAIN, "P"])

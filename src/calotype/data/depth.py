@@ -15,7 +15,7 @@ from calotype.data.rgb import DEEP_COLOURS, Levels, Range, customary_range, rang
 
 DEEP_PNGS = {bytes((16, colours)) for colours in (0, 2, 4, 6)}
 """Bit depth and colour type in the headers of PNGs: grey and in colour, without and with opacity."""
-KINDS = {
+DEEP_PICTURES = {
     "I;16": "grey picture{} of 16 bits", "I": "grey picture{} of 32 bits", "F": "grey picture{} of floating point",
     DEEP_COLOURS: "picture{} of 16-bit colours",
 }  # fmt: skip
@@ -46,8 +46,9 @@ def find_levels(files: Sequence[PictureFile], known: Levels | None = None) -> Fo
         low, high = min(low for low, _ in usual.values()), max(high for _, high in usual.values())
         values[kind] = black, white = (known or {}).get(kind) or range_of(kind, low, high)
         stray = first_names(file.name for file in ranges if usual[file] != ranges[file])
+        what = DEEP_PICTURES[kind].format("s" * (len(ranges) != 1))
         notes.append(
-            f"{len(ranges):,} {KINDS[kind].format('s' * (len(ranges) != 1))}, with values from {low:,g} to {high:,g}: "
+            f"{len(ranges):,} {what}, with values from {low:,g} to {high:,g}: "
             f"{black:,g} is black and {white:,g} white in all of them"
             + (f"; a few values far from all others do not count: {stray}" if stray else "")
         )

@@ -25,7 +25,7 @@ SETS = {
 }
 OF_SET = r"[-_ ]?(set|data|images?|imgs?|pictures?|photos?|split|\d{4})?"
 """What may follow the name of a set, as in `train2017`."""
-NUMBERED = re.compile(r"^\d{1,2}[-_. ]+")
+LEADING_NUMBER = re.compile(r"^\d{1,2}[-_. ]+")
 """What may stand before it, as in `1_train`."""
 SET_WORDS = re.compile(r"(?i:train|test|val|valid|validation|evaluation|holdout)(?![a-z])")
 """In the name of a class, where the folders may be sets after all: as in `trainA` and `testA`."""
@@ -157,7 +157,7 @@ def few_notes(sizes: Mapping[str, int], classes: Sequence[str]) -> list[str]:
 
 def set_named(name: str) -> str:
     """Train, validation or test by the name of a folder; "" for any other."""
-    lower = NUMBERED.sub("", name.lower())
+    lower = LEADING_NUMBER.sub("", name.lower())
     return next((kind for kind, names in SETS.items() if re.fullmatch(f"({names.pattern}){OF_SET}", lower)), "")
 
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from calotype.files import is_finite, read_tensors
+from calotype.files import read_tensors
+from calotype.finite import is_finite
 from calotype.nets.blocks import Migrated, rename_keys
 from calotype.types import UserError
 

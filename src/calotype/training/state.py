@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from calotype.devices import is_host
-from calotype.files import not_finite
+from calotype.finite import not_finite
 from calotype.nets.blocks import Precision
 from calotype.nets.weights import check_tensors, check_weights, local
 from calotype.priors.prior import load_trained, trained_state, with_constants
