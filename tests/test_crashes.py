@@ -201,7 +201,8 @@ CASES = {
 
 ENDINGS = {"full": (False, errno.ENOSPC), "broken": (False, errno.EIO), "killed": (True, None)}
 ALL = {f"{case}, {ending}": (case, *ENDINGS[ending]) for case in CASES for ending in ENDINGS}
-del ALL["the same checkpoint, broken"], ALL["the same checkpoint, full"], ALL["the next checkpoint, broken"]  # as others
+for slow in ("the same checkpoint, broken", "the same checkpoint, full", "the next checkpoint, broken"):
+    del ALL[slow]
 
 
 @pytest.mark.parametrize(("case", "kill", "number"), ALL.values(), ids=ALL)
