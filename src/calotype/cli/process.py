@@ -8,6 +8,7 @@ import io
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -84,7 +85,11 @@ def start_ranks(count: int) -> NoReturn:
 
         raise UserError(f"--ranks is {count}, but this machine has {cores} cores; take at most one rank for each")
     os.environ["PYTHONSAFEPATH"] = "1"  # of the ranks, too: nothing of the current folder is imported
-    launcher = [sys.executable, "-m", "calotype.cli.launching", "--standalone", f"--nproc-per-node={count}"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # not --standalone, where the launcher unpickles what it finds behind its port
+    meeting = ["--rdzv-backend=static", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    launcher = [sys.executable, "-m", "calotype.cli.launching", *meeting, f"--nproc-per-node={count}"]
     os.execv(sys.executable, [*launcher, "-m", "calotype", *sys.argv[1:]])
 
 
