@@ -1,9 +1,11 @@
 """Every test runs with the shapes checked, on one thread, from the same seed, and watched: see `auditing`."""
 
+import atexit
 import gc
 import importlib
 import os
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +24,7 @@ os.environ["TORCHDYNAMO_DISABLE"] = (
 )
 sys.addaudithook(auditing.watch)
 SEEN = Path(tempfile.mkdtemp(prefix="calotype-seen-"), "seen")
+atexit.register(shutil.rmtree, SEEN.parent, ignore_errors=True)
 os.environ["CALOTYPE_SEEN"] = str(SEEN)  # of the processes that tests start: see `watched`
 WATCHED = str(Path(__file__).parent / "watched")
 os.environ["PYTHONPATH"] = os.pathsep.join([WATCHED, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -31,7 +34,7 @@ importlib.import_module("torch._dynamo")  # the first optimizer would, after wha
 torch.set_num_threads(1)
 
 
-LACKING = re.compile(r"(Skipped: )?(needs|could not import) ")
+LACKING = re.compile(r"(Skipped: )?(needs|could not import)\b")
 """How the reason of a skip begins where a package or a program is not installed."""
 
 

@@ -93,8 +93,8 @@ FORMS = {
     "prompt.jsonl": lambda text: json.dumps({"file_name": "0.png", "prompt": text}) + "\n",
     "metadata.jsonl": lambda text: json.dumps({"image": "0", "description": text}) + "\n",
     "metadata.ndjson": lambda text: json.dumps({"file_name": "0.png", "text": text}),
-    "lines.json": lambda text: "".join(
-        json.dumps({"file_name": f"{name}.png", "text": text}) + "\n" for name in (0, 77)
+    "lines.json": lambda text: "\n".join(
+        json.dumps({"file_name": f"{name}.png", "text": text, "more": "\u2028"}, ensure_ascii=False) for name in (0, 77)
     ),
     "metadata.csv": lambda text: f'file_name,text\n0.png,"{text}"\n',
     "excel.csv": lambda text: f"Image;Caption\r\n0.png;{text}\r\n",

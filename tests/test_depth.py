@@ -2,6 +2,7 @@
 
 import errno
 import struct
+import threading
 import zlib
 
 import numpy as np
@@ -13,6 +14,7 @@ from calotype.cli.commands import reading
 from calotype.data import depth, images, rgb
 from calotype.data.buckets import PixelSize, read_buckets
 from calotype.data.folder import HashedFile, content_hash, read_folder
+from calotype.data.formats import MemoryLimit
 from calotype.data.images import read_image
 from calotype.data.survey import survey
 from calotype.files import sha256
@@ -100,6 +102,22 @@ def test_colours_of_12_bits_in_16_are_spread_with_all_their_levels(tmp_path, mon
     assert "2 pictures of 16-bit colours, with values from 0 to 4,095: 0 is black and 4,095 white" in str(
         pictures.notes
     )
+
+
+def test_colours_of_12_bits_are_read_where_memory_is_short(tmp_path, monkeypatch):
+    """Both bytes are reserved at once: a second reservation within the first would wait for itself."""
+    monkeypatch.setattr(images, "DECODING_MEMORY", MemoryLimit(1000))
+    (tmp_path / "a.png").write_bytes(png(np.full((SIDE, SIDE, 3), 1000), 2))
+    reader = threading.Thread(target=lambda: read_folder(tmp_path, SIDE), daemon=True)
+    reader.start()
+    reader.join(20)
+    assert not reader.is_alive()
+
+
+def test_runs_without_a_range_of_colours_read_them_as_before(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(np.full((SIDE, SIDE, 3), 1023), 2))
+    assert read_folder(tmp_path, SIDE, levels={}).pixels.unique().tolist() == [1023 // 256]
+    assert read_folder(tmp_path, SIDE).pixels.unique().tolist() == [255]
 
 
 def test_colours_of_16_bits_stay_as_they_are(tmp_path, monkeypatch):

@@ -40,6 +40,14 @@ def in_a_process():
     subprocess.run([sys.executable, "-c", working], check=True)
 
 
+def beside_an_idle_process():
+    """As beside the page of `train --serve`."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as idle:
+        time.sleep(5 * PATIENCE)
+        wait()
+        idle.kill()
+
+
 def was_stuck(work):
     """Whether another thread sees, again and again, that this one is stuck while it does `work`."""
     seen, ended = [], threading.Event()
@@ -59,7 +67,14 @@ def was_stuck(work):
 
 @pytest.mark.parametrize(
     ("work", "stuck"),
-    [(compute, False), (in_a_thread, False), (in_short_waits, False), (wait, True), (in_a_process, False)],
+    [
+        (compute, False),
+        (in_a_thread, False),
+        (in_short_waits, False),
+        (in_a_process, False),
+        (wait, True),
+        (beside_an_idle_process, True),
+    ],
 )
 def test_a_process_is_stuck_that_waits_and_not_one_that_works(work, stuck):
     assert was_stuck(work) == stuck

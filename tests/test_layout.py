@@ -76,8 +76,9 @@ def test_classes_with_words_of_sets_in_their_names_have_a_note(tmp_path):
     pictures = read_folder(write(tmp_path, "trainA", "trainB", "testA", "testB", count=2), 16)
     assert pictures.classes == ("testA", "testB", "trainA", "trainB")
     assert any("testA, testB, trainA, trainB: if these are sets" in note for note in pictures.notes)
-    trains = read_folder(write(tmp_path / "trains", "bullet_train", "steam_train", count=2), 16)
-    assert not any("if these are sets" in note for note in trains.notes)
+    for name, *places in ("trains", "bullet_train", "steam_train"), ("words", "contest", "interval", "train"):
+        others = read_folder(write(tmp_path / name, *places, count=2), 16)
+        assert not any("if these are sets" in note for note in others.notes)
 
 
 def test_sets_of_subfolders_are_held_out_and_named(tmp_path):

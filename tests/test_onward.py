@@ -38,6 +38,7 @@ from calotype.files import is_whole, read_json, read_tensors, sha256, write_json
 from calotype.model import load
 from calotype.planning.inherit import compare_autoencoders
 from calotype.priors.prior import trained_state
+from calotype.ranks import current_job
 from calotype.recipe import RunSpace
 from calotype.run import LevelSearch, Run, RunState
 from calotype.serve.run_page import RunView, commands_of
@@ -549,8 +550,16 @@ def test_more_time_for_what_is_not_finished_or_has_changed_is_one_line(again, tm
     state.save()
     refused(r"is interrupted, and --budget is more time for a finished run; finish it first")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    refused(r"is interrupted, and --budget is more time for a finished run; finish it first")  # of another job
+    state.state.job = current_job()
+    state.save()
     monkeypatch.setattr(commands.training, "_go_on", lambda run, *given: run.folder / "went on")
     assert commands.resume(ResumeOptions(again, budget=1e-6), Keeper()) == again / "went on"
+    state.state.status = "finished"
+    state.save()
+    part = state.state.part
+    assert commands.resume(ResumeOptions(again, budget=1e-6), Keeper()) == again and Run.open(again).state.part == part
 
 
 # -- Previews ----------------------------------------------------------------------------------------------------------

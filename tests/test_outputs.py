@@ -160,6 +160,10 @@ def test_a_new_file_is_written_again_after_an_error_and_never_over_another(tmp_p
     write_whole(tmp_path / "file", "whole", new=True)
     with pytest.raises(FileExistsError):
         write_whole(tmp_path / "file", "other", new=True)
+    if links:  # a process of this number was killed before
+        (tmp_path / f".file.{os.getpid()}.tmp").hardlink_to(tmp_path / "file")
+        with pytest.raises(FileExistsError):
+            write_whole(tmp_path / "file", "other", new=True)
     assert (tmp_path / "file").read_text() == "whole" and len(list(tmp_path.iterdir())) == 1
 
 

@@ -62,6 +62,7 @@ def write_whole(path: Path, content: bytes | str | Iterable[bytes | memoryview],
 def whole_file(path: Path, new: bool = False) -> Iterator[Path]:
     """Another name to write a file under; it takes the name `path` when it is on the disk. `new` is as above."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)  # of a killed process of this number: perhaps another name of a whole file
     try:
         yield temporary
         to_disk(temporary)
@@ -80,7 +81,7 @@ def _take_name(file: Path, path: Path) -> None:
     try:
         path.hardlink_to(file)
     except FileExistsError as error:
-        raise FileExistsError(error.errno, error.strerror, str(path)) from None  # not the name that it has still
+        raise FileExistsError(error.errno, error.strerror, str(path)) from None
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise

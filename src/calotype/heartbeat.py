@@ -22,6 +22,8 @@ import psutil
 SIGN_SECONDS = 1.0
 DISK_SECONDS = 300.0
 """For which a disk may keep a rank waiting, as when a large file is brought to it: then the rank is stuck."""
+LEAST_WORK = 0.05
+"""Share of a core from which other processes work; one that serves a page or waits takes less."""
 STATE = re.compile(r"^(?:State|(?:non)?voluntary_ctxt_switches):\t(\w+)", re.MULTILINE)
 RUNNABLE, WAITS_FOR_DISK = "R", "D"
 
@@ -40,11 +42,12 @@ class Store(Protocol):
 @dataclass
 class Activity:
     """Whether the threads of this process get on, or processes that they have started, as torch's compiler does.
-    Daemons, as that which looks, and threads of torch do not count."""
+    Daemon threads and threads of torch do not count."""
 
     states: dict[int, tuple[str, ...]] = field(default_factory=dict)
     worked: float = 0.0
-    """Seconds of processor time that the processes started have taken."""
+    """Seconds of processor time that the processes started had taken when they were last asked, at `looked`."""
+    looked: float = field(default_factory=time.monotonic)
     moved: float = field(default_factory=time.monotonic)
     """When a thread was last seen to get on."""
 
@@ -56,8 +59,11 @@ class Activity:
         letters = {state[0] for state in self.states.values() if state}
         if self.states != before or RUNNABLE in letters or not letters:
             self.moved = now
-        elif (worked := seconds_of_children()) != self.worked:
-            self.moved, self.worked = now, worked
+        else:
+            worked = seconds_of_children()
+            if worked > self.worked + LEAST_WORK * (now - self.looked):
+                self.moved = now
+            self.worked, self.looked = worked, now
         return now > self.moved + (max(patience, DISK_SECONDS) if WAITS_FOR_DISK in letters else patience)
 
 
@@ -72,10 +78,11 @@ def thread_state(thread: int) -> tuple[str, ...]:
 def seconds_of_children() -> float:
     """Processor time of the processes that this one has started, and of theirs, as far as they run still."""
     total = 0.0
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            used = child.cpu_times()
-            total += used.user + used.system
+    with suppress(psutil.Error):
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                used = child.cpu_times()
+                total += used.user + used.system
     return total
 
 

@@ -248,9 +248,16 @@ def joined_ranks(device: str = "auto", command: str = "train") -> Iterator[Ranks
         dist.destroy_process_group()
 
 
-def restarted() -> bool:
-    """Whether torchrun has started the ranks again after one was lost (`--max-restarts`)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def restarted(job: str | None = None) -> bool:
+    """Whether torchrun has started the ranks again after one was lost (`--max-restarts`); in this `current_job`."""
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return again and job in (None, current_job())
+
+
+def current_job() -> str:
+    """A name of the job of torchrun, the same for ranks that are started again; empty without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"{name} of process {os.getppid()} on {platform.node()}" if name else ""
 
 
 def join(device: str) -> Ranks:

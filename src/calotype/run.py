@@ -151,6 +151,8 @@ class RunState(Stored):
     peak_memory_bytes: int | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     threads: Annotated[int, Field(gt=0, le=4096)] | None = None
+    job: str = ""
+    """That of torchrun in which the part began, where `resume --budget` has begun it: see `ranks.current_job`."""
     ranks: Annotated[int, Field(gt=0, le=2**20)] = 1
     """Processes that train it together; `threads` are those of each."""
     validation: dict[str, Validation] = Field(default_factory=dict)

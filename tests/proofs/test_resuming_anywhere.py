@@ -177,6 +177,7 @@ KEYS = {  # of run.json: another value of each, and whether it is only told, or 
     "overfitted": ({"autoencoder": "It keeps its best weights."}, "told"),
     "levels": ({"16": {"best": 0.1, "tried": [[0.0, 0.5], [0.1, 0.4]]}}, "refused"),  # it has one stage
     "part": (2, "told"),
+    "job": ("another", "told"),
 }
 MEASURED_AGAIN = {"status", "threads", "ranks", "uncaptioned", "parameters", "peak_memory_bytes", "versions"}
 NAMED = {"ranks": "1 rank instead of 2", "versions": "instead of 0.9"}

@@ -202,11 +202,11 @@ def parse_json(text: str) -> Any:
 
 
 def _numbered(text: str) -> Iterator[tuple[int, str]]:
-    return ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
 def _are_lines(text: str) -> bool:
-    """Whether JSON lines were given the name of one JSON: the first two are objects of their own."""
+    """Whether these are JSON lines in a file called .json: the first two are objects of their own."""
     first = [line for _, line in islice(_numbered(text), 2)]
     try:
         return len(first) == 2 and all(isinstance(parse_json(line), dict) for line in first)

@@ -34,17 +34,19 @@ class FolderLevels:
 def find_levels(files: Sequence[PictureFile], known: Levels | None = None) -> FolderLevels:
     """Reads all pictures that may have more than 8 bits; those that cannot be read are passed over.
 
-    `known` are black and white that a run has already: they stay. Raises `UserError` as `require_reachable`.
+    `known` are black and white that a run has already: they stay, and colours, which earlier versions did not spread,
+    keep their whole range where it has none. Raises `UserError` as `require_reachable`.
     """
     found: dict[str, dict[PictureFile, Range]] = {}
     for file, result in zip(files, in_threads(_deep_range, files), strict=True):
         if result is not None:
             found.setdefault(result[0], {})[file] = result[1:]
+    fixed = {} if known is None else {DEEP_COLOURS: customary_range(DEEP_COLOURS, 0.0, 0.0), **known}
     values, notes, changed = dict[str, Range](), list[str](), list[str]()
     for kind, ranges in sorted(found.items()):
-        usual = ranges if kind in (known or {}) else ranges | _without_stray(ranges)
+        usual = ranges if kind in fixed else ranges | _without_stray(ranges)
         low, high = min(low for low, _ in usual.values()), max(high for _, high in usual.values())
-        values[kind] = black, white = (known or {}).get(kind) or range_of(kind, low, high)
+        values[kind] = black, white = fixed.get(kind) or range_of(kind, low, high)
         stray = first_names(file.name for file in ranges if usual[file] != ranges[file])
         what = DEEP_PICTURES[kind].format("s" * (len(ranges) != 1))
         notes.append(

@@ -50,7 +50,7 @@ from calotype.data.rgb import (
     spread_colours,
 )
 from calotype.escaping import plain
-from calotype.machine import cores
+from calotype.machine import cores, ranks_here
 from calotype.types import Images, Progress, UserError, no_progress
 
 # Shrinking by whole numbers to this many times the size, and only from there by Lanczos, is 2.5 times as fast on a
@@ -88,7 +88,7 @@ def in_threads(
     A few parts of at most `most` items are in work at a time, so that the memory does not grow with their number. Where
     the results are no longer wanted, as after Ctrl-C, items that have not begun are left out.
     """
-    workers = cores()
+    workers = cores() * ranks_here()  # the other ranks wait
     size = max(1, min(most, len(items) // (WAITING * workers)))
     parts = (items[start : start + size] for start in range(0, len(items), size))
     ended = threading.Event()
@@ -144,7 +144,8 @@ def read_picture(path: PictureFile, shortest: int | None = None, levels: Levels 
             image.draft(None, (shortest, shortest))
         factor = reduction_of(image, shortest)
         converted = 8 * image.width * image.height // factor**2  # once more where it is turned
-        with DECODING_MEMORY.reserved(buffers + picture_bytes(image) + converted):
+        decoded = picture_bytes(image) * (2 if deep_kind(image) == DEEP_COLOURS else 1)
+        with DECODING_MEMORY.reserved(buffers + decoded + converted):
             rgb, over_black = as_srgb(image, _load(path, image, levels), factor)
             orientation = orientation_of(image)
             upright = rgb.transpose(TURNS[orientation]) if orientation in TURNS else rgb
@@ -165,6 +166,7 @@ def deep_range(path: PictureFile, inner: bool = False) -> tuple[str, float, floa
     def read(image: ImageFile.ImageFile) -> tuple[str, float, float] | None:
         if (kind := deep_kind(image)) is None:
             return None
+        check_deep_colours(image)
         with DECODING_MEMORY.reserved(buffer_bytes(image) + picture_bytes(image)):
             image.load()
             if kind == DEEP_COLOURS:
@@ -176,7 +178,7 @@ def deep_range(path: PictureFile, inner: bool = False) -> tuple[str, float, floa
 
 def _load(path: PictureFile, image: ImageFile.ImageFile, levels: Levels | None) -> Range | None:
     """Decodes the picture; returns black and white of a deep grey one. Deep colours that use a part of their range are
-    spread here: their low bytes are decoded from the file once more."""
+    spread here: their low bytes are decoded from the file once more. The caller has reserved memory for both."""
     kind = deep_kind(image)
     image.load()
     if kind is None:
@@ -184,8 +186,7 @@ def _load(path: PictureFile, image: ImageFile.ImageFile, levels: Levels | None) 
     deep_colours = kind == DEEP_COLOURS
     span = (levels or {}).get(kind) or range_of(kind, *(colour_extremes if deep_colours else extremes)(image))
     if deep_colours and span != customary_range(kind, *span):
-        with DECODING_MEMORY.reserved(picture_bytes(image)):
-            spread_colours(image, with_picture(path, decode_low_bytes), span)
+        spread_colours(image, with_picture(path, decode_low_bytes), span)
     return None if deep_colours else span
 
 

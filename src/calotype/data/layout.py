@@ -27,7 +27,7 @@ OF_SET = r"[-_ ]?(set|data|images?|imgs?|pictures?|photos?|split|\d{4})?"
 """What may follow the name of a set, as in `train2017`."""
 LEADING_NUMBER = re.compile(r"^\d{1,2}[-_. ]+")
 """What may stand before it, as in `1_train`."""
-SET_WORDS = re.compile(r"(?i:train|test|val|valid|validation|evaluation|holdout)(?![a-z])")
+SET_WORDS = re.compile(r"(?<![A-Za-z])(?i:train|test|val|valid|validation|evaluation|holdout)(?![a-z])")
 """In the name of a class, where the folders may be sets after all: as in `trainA` and `testA`."""
 UNLABELLED = re.compile(r"pred(ict(ion)?s?)?|unlabell?ed")
 """A folder beside sets whose pictures are of no class."""

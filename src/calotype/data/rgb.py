@@ -37,10 +37,10 @@ UPRIGHT, FIRST_SIDEWAYS = 1, 5
 ORIENTATION_TAG = 274
 DEEP_COLOURS = "RGB;16"
 GREY_AND_OPACITY, ALL_BYTES = "LA;16B", "RGBA"
-OTHER_BYTES = {f"{bands};16{order}": f"{bands};16{other}" for bands in ("RGB", "RGBA") for order, other in
+OTHER_BYTES = {f"{bands};16{order}": f"{bands};16{other}" for bands in ("RGB", "RGBA", "RGBX") for order, other in
                (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))}  # fmt: skip
-OTHER_BYTES[GREY_AND_OPACITY] = ALL_BYTES
-"""Raw modes of Pillow, by which it decodes the high byte of each 16-bit value, and those that decode the low one."""
+OTHER_BYTES |= {GREY_AND_OPACITY: ALL_BYTES}
+"""Raw modes of Pillow that decode the high byte of each 16-bit value, and for each one that decodes the low byte."""
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,

@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from calotype.data.captions import BESIDE, TABLES
 from calotype.data.formats import SUFFIXES, UNAVAILABLE
 from calotype.escaping import plain
 from calotype.files import make_folder, remove, write_whole
@@ -25,7 +26,7 @@ from calotype.serve.views import launcher_of
 UPLOAD_ID = re.compile(r"[0-9a-f]{16}")
 RESERVED = set(':*?"<>|') if os.name == "nt" else set()
 """Letters that no name of a file may have."""
-UPLOADED = (*SUFFIXES, ".txt", ".json", ".jsonl", ".csv", ".tsv")
+UPLOADED = (*SUFFIXES, *BESIDE, *TABLES)
 MOST_FILES, MOST_BYTES, MOST_PARTS = 20_000, 2**32, 6
 """Of an upload: files, bytes, and folders in each other."""
 MOST_WAITING, WAITING_SECONDS = 2**34, 86_400.0

@@ -23,7 +23,7 @@ from calotype.data.folder import Pictures
 from calotype.files import is_whole, make_folder, read_json, remove, whole_folder, write_json, write_whole
 from calotype.machine import Machine, examine
 from calotype.planning import Plan, make_plan, of_guidance
-from calotype.ranks import Ranks
+from calotype.ranks import Ranks, current_job
 from calotype.recipe import OptimizerConfig, Recipe
 from calotype.report.format import duration
 from calotype.run import BEFORE_FOLDER, Run, RunState, read_state
@@ -105,6 +105,7 @@ def next_state(before: RunState, source: Source, plan: Plan, machine: Machine) -
         legs=dict.fromkeys(plan.recipe.legs, "waiting"),
         threads=machine.threads,
         ranks=machine.ranks,
+        job=current_job(),
         settings=plan.recipe.model_dump(mode="json"),
         guidance=None if plan.guidance_samples or plan.guidance_by_user else before.guidance,
         origin=source.origin,

@@ -243,14 +243,15 @@ def resume(options: ResumeOptions, console: Console) -> Path:
 
 
 def _resume(options: ResumeOptions, console: Console, ranks: Ranks) -> Path:
-    folder, budget = options.run, options.budget
+    folder = options.run
     Run.open(folder)  # so that no lock is put into a folder that is no run
     with locked(folder) as held:
         switch(folder)
         begin_events(folder, options.tensorboard)
         run = Run.open(folder)  # as the owner before has left it
+        budget = None if restarted(run.state.job) else options.budget  # this job has begun the part already
         if run.state.status != "finished":
-            require_no_budget(run, None if restarted() else budget)  # within that with which the part was begun
+            require_no_budget(run, budget)
             return _go_on(run, options, console, ranks, held)
         if budget is not None:
             return produce(*extend(run, options, budget, console, ranks, held), console, options.force, ranks)

@@ -809,7 +809,7 @@ async function upload(files) {
   const id = [...crypto.getRandomValues(new Uint8Array(8))].map(byte => byte.toString(16).padStart(2, "0")).join("");
   const tops = new Set(files.map(([path]) => path.split("/")[0]));
   const below = tops.size === 1 && files.every(([path]) => path.includes("/")) ? 1 : 0;
-  const refused = [], texts = /\.(txt|jsonl?|csv|tsv)$/i, name = field(one("#new"), "name");
+  const refused = [], texts = /\.(txt|caption|jsonl?|ndjson|csv|tsv)$/i, name = field(one("#new"), "name");
   if (!name.value && below) name.value = runName([...tops][0]);
   let pictures = 0;
   Object.assign(uploaded, {id: "", none: true});
@@ -821,7 +821,10 @@ async function upload(files) {
       try {
         await ask("POST", `/api/uploads/${id}?path=${encodeURIComponent(place)}`, file, {"Content-Type": "application/octet-stream"});
         if (!texts.test(place)) pictures += 1;
-      } catch (error) { refused.push(error.message); }
+      } catch (error) {
+        refused.push(error.message);
+        if (error.status === 507) break;  // the disk is full
+      }
     }
     bar.value = ++done / files.length;
     state.textContent = `${done.toLocaleString("en")} of ${files.length.toLocaleString("en")}`;
