@@ -104,11 +104,16 @@ def test_colours_of_12_bits_in_16_are_spread_with_all_their_levels(tmp_path, mon
     )
 
 
-def test_colours_of_12_bits_are_read_where_memory_is_short(tmp_path, monkeypatch):
-    """Both bytes are reserved at once: a second reservation within the first would wait for itself."""
-    monkeypatch.setattr(images, "DECODING_MEMORY", MemoryLimit(1000))
+def test_colours_of_12_bits_do_not_wait_for_memory_that_they_have_themselves(tmp_path, monkeypatch):
+    """Both bytes are reserved at once, or the picture is refused: a second reservation would wait for the first."""
+    monkeypatch.setattr(images, "DECODING_MEMORY", MemoryLimit(15 * SIDE**2))
+
+    def read():
+        with pytest.raises(UserError, match="it would take"):
+            read_folder(tmp_path, SIDE)
+
     (tmp_path / "a.png").write_bytes(png(np.full((SIDE, SIDE, 3), 1000), 2))
-    reader = threading.Thread(target=lambda: read_folder(tmp_path, SIDE), daemon=True)
+    reader = threading.Thread(target=read, daemon=True)
     reader.start()
     reader.join(20)
     assert not reader.is_alive()
