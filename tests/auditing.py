@@ -18,6 +18,8 @@ REASONS = (
 )  # fmt: skip
 """Who imports modules, evaluates annotations, and makes classes; multiprocessing, which talks to itself; and
 the exporter of torch, which makes functions of the graphs that it has traced."""
+tests_run_here = False
+"""Set by `conftest`, which has a hook of its own: processes of pytest-xdist are started by one that has it, too."""
 seen = []
 """What happened without such a reason: event, and the files from there down to calotype."""
 

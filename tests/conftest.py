@@ -22,6 +22,7 @@ os.environ.setdefault("MKL_CBWR", "AUTO")  # as `calotype.cli.process.tune_proce
 os.environ["TORCHDYNAMO_DISABLE"] = (
     "1"  # torch's compiler cannot see through the checks of shapes: test_compiling is without
 )
+auditing.tests_run_here = True
 sys.addaudithook(auditing.watch)
 SEEN = Path(tempfile.mkdtemp(prefix="calotype-seen-"), "seen")
 atexit.register(shutil.rmtree, SEEN.parent, ignore_errors=True)
