@@ -204,4 +204,6 @@ def test_the_node_of_comfyui_draws_the_same_pictures(exported, tmp_path, monkeyp
     assert again.shape == (1, 16, 16, 3)
     with pytest.raises(ValueError, match="is unknown"):
         node.sample(**{**given, "label": "nobody"})
+    with pytest.raises(ValueError, match="folder is empty"):
+        node.sample(**{**given, "folder": ""})
     sys.modules.pop("calotype_node")

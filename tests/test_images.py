@@ -319,6 +319,9 @@ def test_heic_is_read_with_the_extra(tmp_path):
     pytest.importorskip("pillow_heif")
     (tmp_path / "a.heic").write_bytes(base64.b64decode(HEIC))
     assert READS_HEIC and read_image(tmp_path / "a.heic").size == (64, 48)
+    (tmp_path / "cut.heic").write_bytes(base64.b64decode(HEIC)[:200])
+    with pytest.raises(UserError, match="a damaged HEIC picture"):
+        read_image(tmp_path / "cut.heic")
 
 
 def jpeg(tmp_path):
@@ -332,7 +335,8 @@ BAD = {
     "only a head": (lambda whole: whole[:10], "damaged"),
     "text": (lambda whole: "Xin chào, đây là chữ".encode(), "found text instead of JPEG, PNG"),
     "web page": (lambda whole: b"\n<!DOCTYPE html><p>404", "a web page"),
-    "heic": (lambda whole: b"\0\0\0\x18ftypheic\0\0", "a HEIC picture"),
+    "heic": (lambda whole: b"\0\0\0\x18ftypheic\0\0", " HEIC picture"),
+    "AVIF cut off": (lambda whole: b"\0\0\0\x1cftypavif\0\0\0\0", " AVIF picture"),
     "zeros": (lambda whole: bytes(100), "data of another kind"),
     "nothing": (lambda whole: b"", "nothing (0 bytes)"),
     "bomb": (lambda whole: bomb(50_000, 50_000), "more than 178,956,970 pixels"),

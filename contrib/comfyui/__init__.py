@@ -24,6 +24,7 @@ class CalotypeSample:
     """Pictures of a class, or of a prompt; variations of a picture where one is given."""
 
     CATEGORY, FUNCTION, RETURN_TYPES = "calotype", "sample", ("IMAGE",)
+    DESCRIPTION = "Draws pictures with a model that calotype export --to onnx has written."
 
     @classmethod
     def INPUT_TYPES(cls):  # noqa: N802 - as ComfyUI calls it
@@ -41,6 +42,8 @@ class CalotypeSample:
         }
 
     def sample(self, folder, label, prompt, negative, count, seed, guidance, image=None, strength=0.6):
+        if not folder:
+            raise ValueError("folder is empty; give the folder that calotype export --to onnx has written")
         model = opened(folder)
         if label and label not in model.classes:
             raise ValueError(f"label {label!r} is unknown; this model knows {', '.join(model.classes) or 'none'}")

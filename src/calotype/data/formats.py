@@ -137,7 +137,9 @@ def kind_of_file(path: PictureFile) -> str:
         start = file.read(512)
     kinds = (kind for kind, pattern in _SIGNATURES.items() if re.match(pattern, start, re.DOTALL | re.IGNORECASE))
     kind = next(kinds, "data of another kind")
-    return f"{kind} ({INSTALL_HEIC})" if kind == "a HEIC picture" and not READS_HEIC else kind
+    if kind == "a HEIC picture":
+        return "a damaged HEIC picture" if READS_HEIC else f"{kind} ({INSTALL_HEIC})"
+    return "a damaged AVIF picture" if kind == "an AVIF picture" and READS_AVIF else kind
 
 
 # -- Opening -----------------------------------------------------------------------------------------------------------
