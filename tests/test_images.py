@@ -330,13 +330,17 @@ def jpeg(tmp_path):
     return (tmp_path / "whole.jpg").read_bytes()
 
 
+NAMED = {
+    "HEIC": "a damaged HEIC picture" if READS_HEIC else "a HEIC picture (install",
+    "AVIF": "a damaged AVIF picture" if READS_AVIF else "an AVIF picture (install",
+}
 BAD = {
     "truncated": (lambda whole: whole[: len(whole) // 2], "cut off"),
     "only a head": (lambda whole: whole[:10], "damaged"),
     "text": (lambda whole: "Xin chào, đây là chữ".encode(), "found text instead of JPEG, PNG"),
     "web page": (lambda whole: b"\n<!DOCTYPE html><p>404", "a web page"),
-    "heic": (lambda whole: b"\0\0\0\x18ftypheic\0\0", " HEIC picture"),
-    "AVIF cut off": (lambda whole: b"\0\0\0\x1cftypavif\0\0\0\0", " AVIF picture"),
+    "heic": (lambda whole: b"\0\0\0\x18ftypheic\0\0", NAMED["HEIC"]),
+    "AVIF cut off": (lambda whole: b"\0\0\0\x1cftypavif\0\0\0\0", NAMED["AVIF"]),
     "zeros": (lambda whole: bytes(100), "data of another kind"),
     "nothing": (lambda whole: b"", "nothing (0 bytes)"),
     "bomb": (lambda whole: bomb(50_000, 50_000), "more than 178,956,970 pixels"),

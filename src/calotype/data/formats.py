@@ -121,8 +121,8 @@ UNAVAILABLE = {
 _SIGNATURES = {
     "nothing (0 bytes)": rb"$",
     "a damaged picture": rb"\xff\xd8|\x89PNG|RIFF....WEBP|GIF8|BM.{4}\0{4}|II\*|MM\x00\*",
-    "a HEIC picture": rb"....ftyp(hei|hev|mif|msf)",
-    "an AVIF picture": rb"....ftypavi",
+    "a damaged HEIC picture" if READS_HEIC else f"a HEIC picture ({INSTALL_HEIC})": rb"....ftyp(hei|hev|mif|msf)",
+    "a damaged AVIF picture" if READS_AVIF else f"an AVIF picture ({INSTALL_AVIF})": rb"....ftypavi",
     "a PDF": rb"%PDF",
     "an SVG drawing": rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*|<!doctype svg[^>]*>\s*)*<svg",
     "a web page": rb"\s*<(!doctype )?html",
@@ -136,10 +136,7 @@ def kind_of_file(path: PictureFile) -> str:
     with opened_file(path) as file:
         start = file.read(512)
     kinds = (kind for kind, pattern in _SIGNATURES.items() if re.match(pattern, start, re.DOTALL | re.IGNORECASE))
-    kind = next(kinds, "data of another kind")
-    if kind == "a HEIC picture":
-        return "a damaged HEIC picture" if READS_HEIC else f"{kind} ({INSTALL_HEIC})"
-    return "a damaged AVIF picture" if kind == "an AVIF picture" and READS_AVIF else kind
+    return next(kinds, "data of another kind")
 
 
 # -- Opening -----------------------------------------------------------------------------------------------------------
