@@ -47,9 +47,9 @@ def command_line() -> str:
 
 
 EXIT_CODES = """\
-`calotype COMMAND --help` shows the same. Exit codes: 0 done; 1 a mistake of Calotype's (its traceback is in a file);
-2 a mistake of the user's, in one line; 130, 143 or 129 stopped by Ctrl-C, SIGTERM or SIGHUP, with what was learned
-saved. `calotype --install-completion` installs the completion of commands and options for bash, zsh, fish, PowerShell.
+`calotype COMMAND --help` shows the same. Exit codes: 0 success; 1 an error in Calotype (its traceback is in a file);
+2 an error of the user, explained in one line; 130, 143 or 129 stopped by Ctrl-C, SIGTERM or SIGHUP, after training was
+saved. `calotype --install-completion` installs completion of commands and options for bash, zsh, fish and PowerShell.
 
 """
 
@@ -113,9 +113,9 @@ def recipe() -> str:
 
 RECIPE_INTRODUCTION = """# Recipe keys
 
-Each is a key of a TOML file (`--recipe`), or is set by `--set key=value`. The defaults are those of the schema; the
-plan chooses most of them by [its laws](../plan.md), and `recipe.toml` of a run has them all. A key of a `kind` is there
-with that kind alone.
+Set each key in a TOML file (`--recipe`), or with `--set key=value`. The defaults are those of the schema. The plan
+chooses most settings by [its laws](../plan.md), and the `recipe.toml` of a run has all of them. A key that is marked
+with a `kind` exists only with that kind.
 
 """
 

@@ -53,23 +53,23 @@ TextConfig = Annotated[NoText | BytesConfig | FrozenConfig, Field(discriminator=
 
 
 class OwnSpace(Config):
-    """The autoencoder is trained here, from nothing."""
+    """The autoencoder is trained here, from scratch."""
 
     kind: Literal["own"] = "own"
 
 
 class ImportedSpace(Config):
-    """The autoencoder is there already, in the layout of diffusers."""
+    """An existing autoencoder, in the layout of diffusers."""
 
     kind: Literal["diffusers"] = "diffusers"
     path: str
-    """Its folder, or that of a pipeline with a folder `vae`."""
+    """Folder of the autoencoder, or of a pipeline with a folder `vae`."""
     finetune: bool = False
     """Train it further on these pictures, before the denoiser."""
 
 
 class RunSpace(Config):
-    """The autoencoder of the run that this one starts from: its encoder stays, so latents mean what they meant."""
+    """The autoencoder of the run that this one starts from: its encoder is unchanged, so latents keep their meaning."""
 
     kind: Literal["run"] = "run"
     finetune: bool = False
@@ -78,38 +78,38 @@ class RunSpace(Config):
 
 class OptimizerConfig(Config):
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """Of the matrices in the blocks of a DiT; all other weights have AdamW."""
+    """Optimizer of the matrices in the blocks of a DiT; AdamW updates all other weights."""
     learning_rate: LearningRate = Field(default=1e-3, description="Highest learning rate, after the warm-up.")
     warmup: float = Field(default=0.05, strict=True, ge=0, lt=1)
     """Fraction of the run in which the learning rate rises from 0."""
     decay: Fraction = 0.5
     """Fraction of the run, at its end, in which the learning rate falls to 0."""
     betas: tuple[Beta, Beta] = Field(default=(0.9, 0.95), description="Decay rates of the moments of AdamW.")
-    weight_decay: WeightDecay = Field(default=0.0, description="Decoupled from the gradient, as in AdamW.")
-    clip: GradientNorm = Field(default=1.0, description="The gradient is scaled down where its norm is above this.")
+    weight_decay: WeightDecay = Field(default=0.0, description="Weight decay, decoupled from the gradient as in AdamW.")
+    clip: GradientNorm = Field(default=1.0, description="A gradient with a larger norm is scaled down to this norm.")
     average: float = Field(default=0.05, strict=True, gt=0, lt=0.28)
     """Width of the average of the weights, as a fraction of the run so far."""
 
 
 class AdversarialLossConfig(Config):
-    """Weights of the losses, and when each sets in. Fractions are of the run, never steps."""
+    """Weights of the losses, and when each is switched on. Times are fractions of the run, never steps."""
 
     edges: LossWeight = 0.5
     """Weight of the L1 distance of image gradients; the L1 distance of the pixels has weight 1."""
     perceptual: LossWeight = Field(default=0.02, description="Weight of the perceptual distance.")
     perceptual_start: Fraction = 0.5
-    """From this fraction of the run on: large shapes first, and half of the run at half the cost."""
+    """Fraction of the run from which it is used: large shapes come first, and half of the run has half the cost."""
     perceptual_share: PositiveFraction = 0.25
-    """Fraction of each batch that the perceptual distance looks at: it costs more than the autoencoder."""
+    """Fraction of each batch on which it is computed, because it costs more than the autoencoder."""
     adversarial: LossWeight = 0.1
-    """Gradient of the critic's loss at the picture, relative to the reconstruction's. 0: no critic at all."""
+    """Size of the gradient of the critic's loss at the picture, relative to the reconstruction's; 0: no critic."""
     adversarial_cap: float = Field(default=1.0, strict=True, gt=0, le=1e9)
-    """The most that the critic's loss may be multiplied by to reach that."""
+    """Largest factor by which the critic's loss may be multiplied to reach that size."""
     critic_start: Fraction = Field(default=0.6, description="Fraction of the run from which the critic learns.")
     critic_used: Fraction = 0.75
-    """Fraction of the run from which its loss trains the autoencoder."""
+    """Fraction of the run from which the critic's loss trains the autoencoder."""
     critic_share: PositiveFraction = 0.5
-    """Fraction of each batch that the critic looks at."""
+    """Fraction of each batch that the critic sees."""
 
     @property
     def phase_ends(self) -> list[float]:
@@ -129,17 +129,17 @@ class AutoencoderLossConfig(AdversarialLossConfig):
 class ConditionDropout(Config):
     """Classifier-free dropout of label and caption (arXiv 2207.12598, section 3.2), in probabilities.
 
-    Of a picture that has both, training gives neither, the caption alone, the label alone, or both, which is the rest.
+    For a picture that has both, training uses neither, only the caption, only the label, or (in all other cases) both.
     """
 
     label_dropout: Fraction = 0.1
-    """Share of pictures without label and caption (dropout for classifier-free guidance)."""
+    """Share of pictures trained without label and caption (dropout for classifier-free guidance)."""
     caption_alone: Fraction = 0.4
-    """Share of pictures with the caption and without the label, as prompts are."""
+    """Share of pictures trained with the caption but without the label, as when sampling with a prompt."""
     label_alone: Fraction = 0.1
-    """Share of pictures with the label and without the caption."""
+    """Share of pictures trained with the label but without the caption."""
     caption_dropout: Fraction = 0.5
-    """Share of captions of which only some phrases are given, so that a prompt may leave attributes open."""
+    """Share of captions that are shortened to some of their phrases, so that a prompt may leave attributes open."""
 
     @model_validator(mode="after")
     def _sum(self) -> ConditionDropout:
@@ -154,11 +154,11 @@ class ConditionDropout(Config):
 
 
 class LegConfig(Config):
-    """How long one leg of a run trains, and on how much at once."""
+    """How long one leg of a run trains, and its batch size."""
 
     images: ImageCount = 0
-    """Pictures to see in all, repeats counted; 0: as many as the budget allows."""
-    batch: BatchSize = Field(default=16, description="Pictures in a step.")
+    """Number of pictures to see, including repeats; 0: as many as the budget allows."""
+    batch: BatchSize = Field(default=16, description="Pictures per step.")
 
 
 AutoencoderNetwork = VaeConfig | KlConfig | TinyConfig | DcConfig | RaeConfig
@@ -166,7 +166,7 @@ CRITIC_LEARN = OptimizerConfig(learning_rate=4e-4, betas=(0.5, 0.9))
 
 
 class AutoencoderRecipe(LegConfig):
-    batch: BatchSize = Field(default=8, description="Pictures in a step.")
+    batch: BatchSize = Field(default=8, description="Pictures per step.")
     network: Annotated[AutoencoderNetwork, Field(discriminator="kind", description="The network.")] = VaeConfig()
     critic: CriticConfig = CriticConfig()
     losses: AutoencoderLossConfig = AutoencoderLossConfig()
@@ -188,24 +188,24 @@ class DiffusionConfig(LegConfig, ConditionDropout):
 class DenoiserRecipe(DiffusionConfig):
     """The denoiser of the first stage."""
 
-    batch: BatchSize = Field(default=32, description="Pictures in a step.")
+    batch: BatchSize = Field(default=32, description="Pictures per step.")
     backbone: Backbone = Field(default=DitConfig(), description="The network.")
     schedule: Schedule = Field(default=Flow(), description="Noise levels in training and sampling.")
     scaling: ScalingName = Field(default="flow", description="What the network predicts.")
     sigma_data: SigmaData = 1.0
-    """Standard deviation of what is to be made: 1 in latents, about 0.5 in pixels."""
+    """Standard deviation of the data: 1 for latents, about 0.5 for pixels."""
     prior: PriorName = "gaussian"
     """The closed-form denoiser beside the network: a mixture of Gaussians fitted to the latents, or none."""
     channel_weighting: ChannelWeighting = 0.0
-    """A latent channel has in the loss the weight of its effect on the picture, to this power; 0: all alike."""
+    """Weight of each latent channel in the loss: its effect on the picture, to this power; 0: equal weights."""
     views: ViewCount = 0
-    """Crops of each picture that it is trained on, too, and told of, so that samples stay whole pictures; 0: none."""
+    """Crops of each picture to train on, with their position as a condition, so that samples stay whole pictures."""
     text: TextConfig = NoText()
-    """The text encoder of all stages; what of it is trained is trained with the denoiser of each stage."""
+    """Text encoder of all stages; its trainable part is trained with the denoiser of each stage."""
 
 
 class ExposureConfig(Config):
-    """Exposure fine-tuning: a last leg on training pictures that the stage below has redrawn, with its artefacts."""
+    """Exposure fine-tuning: a last leg on training pictures that the stage below has redrawn with its artefacts."""
 
     images: ImageCount = Field(default=0, description="Crops to see in exposure fine-tuning; 0: none.")
     pictures: PictureCount = Field(default=256, description="Training pictures that the stage below redraws for it.")
@@ -221,20 +221,20 @@ class EnlargeRecipe(DiffusionConfig):
     schedule: Schedule = Field(default=Karras(), description="Noise levels in training and sampling.")
     scaling: ScalingName = Field(default="edm", description="What the network predicts.")
     sigma_data: float = Field(default=0.0, strict=True, ge=0, le=1e3)
-    """Standard deviation of pictures about the enlarged low-resolution one; 0 with a prior, which has its own.
+    """Standard deviation of pictures about the enlarged low-resolution picture; 0 with a prior, which has its own.
 
-    Without a prior the plan measures it. Models of format 5 were trained with that of plain areas here.
+    Without a prior, the plan measures it. Models of format 5 were trained with that of plain areas.
     """
     prior: PriorName = "gaussian"
     """The closed-form denoiser beside the network: Gaussians of high-resolution patches, or none."""
-    augmentation: Augmentation = Field(default=NoiseAugmentation(), description="Of the low-resolution picture.")
+    augmentation: Augmentation = Field(default=NoiseAugmentation(), description="Low-resolution augmentation.")
     crop: CropSide = 0
     """Side of the random crops to train on; 0: whole pictures."""
     exposure: ExposureConfig = ExposureConfig()
     objective: Literal["denoising", "one_step"] = "denoising"
-    """The denoising loss, for samplers of several steps; or one step, with the losses of an autoencoder."""
+    """`denoising`: the denoising loss, for several sampling steps. `one_step`: one step, with autoencoder losses."""
     losses: AdversarialLossConfig = AdversarialLossConfig()
-    """Of the one step, with its `critic` and `critic_learn`."""
+    """Losses for `one_step`, with its `critic` and `critic_learn`."""
     critic: CriticConfig = CriticConfig()
     critic_learn: OptimizerConfig = CRITIC_LEARN
     sampling: Sampling = Sampling(steps=12, guidance=1.0)
@@ -260,22 +260,22 @@ class Recipe(Config):
     kind: Literal["latent", "cascade"] = "latent"
     """The space of the first stage: the latents of an autoencoder, or pixels."""
     size: Side = 64
-    """Side of the pictures in pixels; each is cropped to a square around its middle, or see `aspect_buckets`."""
+    """Side of the pictures in pixels; each is cropped to its central square, unless `aspect_buckets` is above 1."""
     stages: tuple[Side, ...] = Field(default=(), max_length=MAX_STAGES)
-    """Side of the pictures after each stage; none: one stage of `size`."""
+    """Side of the pictures after each stage; empty: one stage of `size`."""
     aspect_buckets: BucketCount = 1
-    """Number of aspect ratios to train on, from 1:2 to 2:1 and of about equal areas; 1: only squares."""
+    """Number of aspect ratios to train on, from 1:2 to 2:1, with about equal areas; 1: only squares."""
     seed: SeedNumber = Field(default=0, description="Random seed of training.")
     split: SplitConfig = SplitConfig()
     """How many pictures are kept from training, for validation and test."""
     flip: bool = False
     """Also train on mirror images."""
     milestones: ImageCount = 0
-    """Checkpoints of denoisers are kept for good at so many images seen, at twice as many, and so on; 0 keeps none."""
-    precision: Precision = Field(default="float32", description="Of the networks in training and sampling.")
+    """Keep checkpoints of denoisers for good at this many images seen, at twice as many, and so on; 0: keep none."""
+    precision: Precision = Field(default="float32", description="Precision of the networks in training and sampling.")
     sharding: Sharding = "none"
-    """Where several ranks train a denoiser: each has a replica ("none", DDP), or a share of all weights, gradients,
-    moments and averages ("full", FSDP), or of those that the ranks of its node have ("hybrid", HSDP)."""
+    """What each of several ranks holds of a denoiser: a replica ("none", DDP), or a shard of its weights, gradients,
+    moments and averages, divided among all ranks ("full", FSDP) or among those of its node ("hybrid", HSDP)."""
     space: Annotated[OwnSpace | ImportedSpace | RunSpace, Field(discriminator="kind")] = OwnSpace()
     """Where the autoencoder comes from."""
     autoencoder: AutoencoderRecipe = AutoencoderRecipe()

@@ -46,7 +46,7 @@ Seed = Annotated[int, numeric("Random seed: equal seeds give equal pictures.", p
 Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps.")]
 RankCount = Annotated[int, numeric("Number of processes (ranks) on this machine.", "--ranks", min=1)]
 Force = Annotated[bool, typer.Option("--force", help="Continue although checks of the autoencoder failed.")]
-SampleCount = Annotated[int, numeric("Number of samples, of each run or setting.", max=MAX_SAMPLES)]
+SampleCount = Annotated[int, numeric("Number of samples per run or setting.", max=MAX_SAMPLES)]
 CanvasSize = Annotated[str | None, option("Width x height in pixels, as in 256x384. [default: the training size]")]
 
 
@@ -87,7 +87,7 @@ class TrainingOptions:
     ] = None
     """None: the recipe's, else own."""
     source: Annotated[
-        Path | None, option("Finished run whose networks are the start, for more or other pictures.", "--from")
+        Path | None, option("Start from the networks of this finished run, with more or other pictures.", "--from")
     ] = None
     started: float = field(default_factory=time.monotonic, init=False)
     """When the budget began to run, by the monotonic clock: that of the day may be set."""
@@ -147,12 +147,12 @@ class ResumeOptions:
     run: RunFolder
     device: Device = "auto"
     force: Force = False
-    data: Annotated[Path | None, option("Folder of its pictures, if they have moved. [default: where they were]")] = (
+    data: Annotated[Path | None, option("Folder of the pictures, if they have moved. [default: where they were]")] = (
         None
     )
     budget: Annotated[
         float | None,
-        option("More time for a finished run, whose networks are trained further.", parser=seconds, metavar="TIME"),
+        option("Time to train the networks of a finished run further.", parser=seconds, metavar="TIME"),
     ] = None
     """Seconds."""
     ranks: RankCount = 1
@@ -164,14 +164,14 @@ class ResumeOptions:
 @app.command("preview")
 @dataclass(frozen=True)
 class PreviewOptions(SamplingOptions):
-    """Sample from the newest checkpoint, also while a run trains. The weights are the averaged ones."""
+    """Sample from the newest checkpoint, also while a run trains. Uses the averaged weights."""
 
     run: RunFolder
     count: Annotated[int, numeric("Number of pictures.", max=MAX_SAMPLES)] = 16
     seed: Seed = 0
     out: Annotated[Path | None, option("PNG file. [default: RUN/preview.png]")] = None
     checkpoint: Annotated[
-        str | None, option("One of RUN/checkpoints, such as denoiser-0000016384. [default: the newest]", metavar="NAME")
+        str | None, option("Name in RUN/checkpoints, such as denoiser-0000016384. [default: newest]", metavar="NAME")
     ] = None
     device: Device = "auto"
 
@@ -182,7 +182,7 @@ class PreviewOptions(SamplingOptions):
 @app.command("sample")
 @dataclass(frozen=True)
 class SampleOptions(SamplingOptions):
-    """Generate pictures with a trained model. Writes a PNG file of each, and a grid."""
+    """Generate pictures with a trained model. Writes a PNG file for each picture, and a grid."""
 
     run: RunFolder
     count: Annotated[
@@ -197,7 +197,7 @@ class SampleOptions(SamplingOptions):
     strength: Annotated[
         float | None, option("Strength of image-to-image, from 0 to 1. [default: 0.6; with --mask 1]")
     ] = None
-    mask: Annotated[Path | None, option("Picture as large as that of --from; white is repainted (inpainting).")] = None
+    mask: Annotated[Path | None, option("Mask of the same size as --from; white is repainted (inpainting).")] = None
     size: CanvasSize = None
     out: Annotated[Path | None, option("Folder to write to. [default: RUN/samples-N]")] = None
     device: Device = "auto"
@@ -210,7 +210,7 @@ class InterpolateOptions(SamplingOptions):
     """Interpolate between two seeds, classes or prompts."""
 
     run: RunFolder
-    out: Annotated[Path, option("FILE.webp or FILE.gif: an animation; FILE.png: a strip.")]
+    out: Annotated[Path, option("FILE.webp or FILE.gif for an animation, FILE.png for a strip.")]
     seeds: Annotated[str, typer.Option(help="Seeds of the first and the last picture.")] = "1,2"
     frames: Annotated[int, numeric("Number of pictures, both ends included.", max=MAX_FRAMES)] = 12
     labels: Annotated[str | None, option("First and last class: a,b. [default: the first class]")] = None
@@ -270,18 +270,16 @@ class EvaluateOptions(SamplingOptions):
 
     run: RunFolder
     data: RealPictures = None
-    count: Annotated[int, numeric("Number of samples; for captioned portraits, in each language.", max=MAX_SAMPLES)] = (
-        200
-    )
+    count: Annotated[int, numeric("Number of samples; for captioned portraits, per language.", max=MAX_SAMPLES)] = 200
     features: Annotated[
         Literal["lite0", "inception", "dinov2", "clip"],
         typer.Option(help="Network of the features; inception gives FID."),
     ] = "lite0"
     features_weights: Annotated[
-        Path | None, option("Weights: a safetensors file for inception, a folder of transformers for dinov2 and clip.")
+        Path | None, option("Weights: a safetensors file for inception, a transformers folder for dinov2 and clip.")
     ] = None
     seed: Seed = 0
-    out: Annotated[Path | None, option("Folder to write to. [default: RUN, with its report and model card]")] = None
+    out: Annotated[Path | None, option("Folder to write to. [default: RUN; updates its report and model card]")] = None
     device: Device = "auto"
     ranks: RankCount = 1
 
@@ -302,7 +300,7 @@ class CompareOptions:
 @app.command("sweep")
 @dataclass(frozen=True)
 class SweepOptions:
-    """Search steps and guidance on validation pictures. The best settings are stored with the model."""
+    """Search steps and guidance on validation pictures. Stores the best settings with the model."""
 
     run: RunFolder
     data: RealPictures = None
@@ -332,11 +330,11 @@ class RunsOptions:
 @app.command("serve")
 @dataclass(frozen=True)
 class ServeOptions:
-    """Train and sample in the browser, or by an API. Needs the extra ui."""
+    """Train and sample in the browser, or through an API. Needs the extra ui."""
 
     folder: Annotated[Path, typer.Argument(help="Folder of runs.", metavar="FOLDER")] = Path("runs")
     port: Annotated[int, numeric("Port; 0 takes a free one.", min=0, max=65535)] = 8737
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets the network in.")] = "127.0.0.1"
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is open to the network.")] = "127.0.0.1"
     device: Device = "auto"
 
 
@@ -390,10 +388,10 @@ class CheckOptions:
 @data_app.command("shards")
 @dataclass(frozen=True)
 class ShardsOptions:
-    """Copy a folder of pictures into shards. They are tar files as of WebDataset; a stopped copy goes on."""
+    """Copy a folder of pictures into shards (WebDataset tar files). Run it again to continue a stopped copy."""
 
     folder: Annotated[Path, argument("Folder of pictures; class subfolders become labels.", "FOLDER")]
-    out: Annotated[Path, option("Folder of the shards; commands take it as a folder of pictures.")]
+    out: Annotated[Path, option("Folder of the shards; other commands accept it as a folder of pictures.")]
 
 
 app.add_typer(data_app, name="data")

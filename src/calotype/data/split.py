@@ -46,9 +46,9 @@ class SplitConfig(Config):
     """Fractions of the pictures; the rest is trained on."""
 
     validation: float = Field(default=0.05, strict=True, gt=0, le=0.5)
-    """For every choice made in training and by `sweep`; at most 500 pictures."""
+    """Share of pictures for every choice made in training and by `sweep`; at most 500 pictures."""
     test: float = Field(default=0.1, strict=True, ge=0, le=0.5)
-    """For `evaluate` and `compare` alone; at most 2,000 pictures. 0: the test pictures are in a folder of their own."""
+    """Share of pictures only for `evaluate` and `compare`; at most 2,000. 0: test pictures are in a separate folder."""
 
     @model_validator(mode="after")
     def _half(self) -> SplitConfig:

@@ -23,7 +23,7 @@ class DdpmTable(Config):
 
     kind: Literal["ddpm"] = "ddpm"
     spacing: Literal["linear", "scaled_linear"] = "scaled_linear"
-    """Of the betas, or of their square roots (LDM)."""
+    """Linear in the betas, or in their square roots (LDM)."""
     first: OpenFraction = Field(default=0.00085, description="The first beta.")
     last: OpenFraction = Field(default=0.012, description="The last beta.")
     length: int = Field(default=1000, strict=True, ge=1, le=MAX_SAMPLING_STEPS)

@@ -51,7 +51,7 @@ Guide = Literal["unconditional", "prior"]
 class Sampling(Config):
     """How a stage is sampled; stored with the model."""
 
-    sampler: SamplerName = Field(default="dpm_solver", description="DDIM is `euler`, EDM's is `heun`.")
+    sampler: SamplerName = Field(default="dpm_solver", description="The sampler: `euler` is DDIM, `heun` is EDM's.")
     steps: SamplingSteps = Field(default=24, description="Number of sampling steps.")
     guide: Guide = "unconditional"
     """The weaker denoiser from which guidance extrapolates: the network without label and caption (classifier-free
@@ -59,22 +59,22 @@ class Sampling(Config):
     guidance: GuidanceScale = 2.0
     """Guidance scale; 1 disables it. With the prior as the guide, the scale at sigma = sigma_data."""
     guidance_slope: float = Field(default=0.75, strict=True, ge=-1, le=1)
-    """Growth of the scale with sigma where the prior is the guide; see `guidance.rising`."""
+    """Growth of the scale with sigma if the prior is the guide; see `guidance.rising`."""
     prior_guidance: GuidanceScale = 0.0
-    """Where the prior is the guide: the prior's mean with label and caption less that without them, times this, is
-    added (classifier-free guidance of the prior: no call of the network), unless the scale of guidance is 1. It keeps
-    samples nearer to their captions."""
-    guidance_low: float = Field(default=0.0, strict=True, ge=0, le=1e6, description="See `guidance_high`.")
+    """Classifier-free guidance of the prior, if the prior is the guide: its mean with label and caption minus its mean
+    without them, times this, is added (no call of the network), unless the guidance scale is 1. It keeps samples nearer
+    to their captions."""
+    guidance_low: float = Field(default=0.0, strict=True, ge=0, le=1e6, description="Lower end; see `guidance_high`.")
     guidance_high: Sigma = 1e6
     """Guidance is applied for sigma in (guidance_low, guidance_high]."""
     epsilon_scaling: float = Field(default=0.0, strict=True, ge=0, le=1)
-    """Share of the noise that an estimate leaves in, where signal and noise are equal: keeps the amplitude of samples
-    where it would collapse; see `guidance.epsilon_scaled`. Fitted after training."""
+    """Share of the noise that an estimate leaves in where signal and noise are equal. It keeps the amplitude of samples
+    from collapsing; see `guidance.epsilon_scaled`. Fitted after training."""
     augmentation: AugmentationLevel = 0.0
     """Level of the augmentation of the low-resolution image; only for stages that enlarge."""
     conditioning: Literal["whole", "truncated"] = "whole"
-    """The low-resolution image is sampled to its end and then augmented, or its sampling stops at that noise (truncated
-    conditioning, arXiv 2106.15282, section 4.2)."""
+    """`whole`: the low-resolution image is sampled to the end and then augmented. `truncated`: its sampling stops at
+    that noise level (truncated conditioning, arXiv 2106.15282, section 4.2)."""
 
     def calls(self, negative: bool = False) -> int:
         """Calls of the network for one picture; Heun's last step, which has one, is counted with two."""

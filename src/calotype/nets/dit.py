@@ -41,7 +41,7 @@ class DitConfig(Config):
     patch: PatchSide = 1
     """Side of the square of pixels that becomes one token."""
     expansion: Expansion = 2.6667
-    """Inner width of the feed-forward part by `width`: the three matrices of SwiGLU at 8/3 cost as much as two at 4."""
+    """Inner width of the feed-forward part over `width`; three SwiGLU matrices at 8/3 cost as much as two at 4."""
     dropout: DropoutRate = Field(default=0.0, description="Dropout rate in the blocks.")
 
     @model_validator(mode="after")

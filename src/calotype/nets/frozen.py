@@ -27,7 +27,7 @@ class MiniLmConfig(Config):
 
     kind: Literal["minilm"] = "minilm"
     words: int = Field(default=64, strict=True, ge=8, le=512)
-    """Tokens, of which a word may need several; longer texts are truncated."""
+    """Number of tokens (a word may need several); longer texts are truncated."""
 
 
 class FolderConfig(Config):
@@ -35,11 +35,11 @@ class FolderConfig(Config):
 
     kind: Literal["folder"] = "folder"
     path: str
-    """The folder of the encoder."""
+    """Folder of the encoder."""
     digest: str = ""
-    """sha256 of these files; filled in when a run starts, and checked from then on."""
+    """SHA-256 of its files; filled in when a run starts, and checked from then on."""
     words: int = Field(default=64, strict=True, ge=8, le=512)
-    """As of `minilm`, and at most the positions that the encoder has."""
+    """As for `minilm`, and at most the number of positions of the encoder."""
 
 
 FrozenConfig = MiniLmConfig | FolderConfig

@@ -29,16 +29,16 @@ class KlConfig(Config):
     channels: Channels = Field(default=4, description="Channels of the latents.")
     widths: tuple[Channels, ...] = Field(default=(128, 256, 512, 512), min_length=1, max_length=MAX_LEVELS)
     """Channels at each level."""
-    decoder_widths: tuple[Channels, ...] = Field(default=(), description="As in FLUX.2; none: those of the encoder.")
+    decoder_widths: tuple[Channels, ...] = Field(default=(), description="As in FLUX.2; empty: the encoder's.")
     blocks: int = Field(
-        default=2, strict=True, ge=1, le=MOST_BLOCKS, description="At each level; the decoder has one more."
+        default=2, strict=True, ge=1, le=MOST_BLOCKS, description="Blocks per level; the decoder has one more."
     )
-    groups: Channels = Field(default=32, description="Of channels that are normalised together.")
-    attention: bool = Field(default=True, description="In the middle, where the image is smallest.")
+    groups: Channels = Field(default=32, description="Groups of channels that are normalised together.")
+    attention: bool = Field(default=True, description="Attention in the middle, where the image is smallest.")
     encoder_attention_levels: tuple[Level, ...] = Field(
         default=(), description="Levels with attention; 0 is the first."
     )
-    decoder_attention_levels: tuple[Level, ...] = Field(default=(), description="As of the encoder.")
+    decoder_attention_levels: tuple[Level, ...] = Field(default=(), description="The same for the decoder.")
     mixes_moments: bool = Field(
         default=True, description="Whether a 1x1 convolution follows the encoder (`quant_conv`)."
     )

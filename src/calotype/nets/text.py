@@ -48,7 +48,7 @@ class BytesConfig(Config):
     depth: Depth = Field(default=1, description="Number of transformer blocks.")
     heads: HeadCount = Field(default=2, description="Attention heads; `width` is a multiple of them.")
     words: int = Field(default=64, strict=True, ge=1, le=512)
-    """Longer texts are truncated."""
+    """Number of words; longer texts are truncated."""
 
     @model_validator(mode="after")
     def _heads(self) -> BytesConfig:

@@ -33,9 +33,9 @@ class UnetConfig(Config):
     multiples: tuple[WidthMultiple, ...] = Field(default=(1, 2), min_length=1, max_length=MAX_LEVELS)
     """Channels of each level as a multiple of `width`; each level halves the image."""
     blocks: BlockCount = 2
-    """Residual blocks a level (one more on the way up)."""
+    """Residual blocks per level (one more on the way up)."""
     attention_levels: tuple[Level, ...] = (1,)
-    """Levels with attention after each block; 0 is the first. Without any, the network is local: it works on crops."""
+    """Levels with attention after each block; 0 is the first. Without any, the network is local, for crops."""
     dropout: DropoutRate = Field(default=0.0, description="Dropout rate in the residual blocks.")
 
 

@@ -31,15 +31,15 @@ weight allows."""
 
 class VaeConfig(Config):
     kind: Literal["vae"] = "vae"
-    reduction: PatchSide = Field(default=8, description="Side of an image by that of its latents.")
+    reduction: PatchSide = Field(default=8, description="Side of an image divided by the side of its latents.")
     channels: Channels = Field(default=16, description="Channels of the latents.")
     stem: PatchSide = Field(default=4, description="Side of the patches that become one pixel of the networks.")
     widths: tuple[Channels, ...] = Field(default=(96, 192), min_length=1, max_length=MAX_LEVELS)
     """Channels at each level, from `stem` down."""
-    encoder_blocks: BlockCount = Field(default=1, description="Blocks a level of the encoder.")
-    decoder_blocks: BlockCount = Field(default=2, description="Blocks a level of the decoder.")
+    encoder_blocks: BlockCount = Field(default=1, description="Blocks per level of the encoder.")
+    decoder_blocks: BlockCount = Field(default=2, description="Blocks per level of the decoder.")
     lapped: bool = False
-    """Whether the patches of the linear path overlap; see `Lapping`. Autoencoders of earlier versions had squares."""
+    """Whether the patches of the linear path overlap; see `Lapping`. Those of earlier versions do not."""
 
     @model_validator(mode="after")
     def _ladder(self) -> VaeConfig:
