@@ -254,7 +254,7 @@ def test_our_mistakes_are_reported_in_one_line_and_kept_in_a_file(tell, folder, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / home) if home else "")
     monkeypatch.setitem(commands.FUNCTIONS, PlanOptions, fail)
     code, _, wrong = tell("plan", folder)
-    assert code == 1 and len(wrong) == 1 and "this is our mistake" in wrong[0]
+    assert code == 1 and len(wrong) == 1 and "this is a bug in Calotype" in wrong[0]
     (log,) = (tmp_path / (home or ".cache") / "calotype").iterdir()
     assert "Traceback" in log.read_text() and "in fail" in log.read_text() and str(log) in wrong[0]
 
@@ -534,7 +534,7 @@ def test_ctrl_c_saves_and_says_so(folder, finished):
     time.sleep(0.1)
     go.touch()
     _, wrong = process.communicate(timeout=60)
-    assert process.returncode == 130 and wrong.count("\n") == 1 and "what was learned is saved" in wrong
+    assert process.returncode == 130 and wrong.count("\n") == 1 and "training so far is saved" in wrong
     assert Run.open(run).state.status == "interrupted"
     assert (run / "checkpoints" / "autoencoder-0000000024").is_dir() and (run / "report.html").exists()
     assert resumed(run) == products(finished)
@@ -573,9 +573,9 @@ def test_plain_lines_estimate_what_is_left_only_after_a_while(capsys, monkeypatc
             monkeypatch.setattr(time, "monotonic", lambda now=now: now)
             progress(done, 300)
     assert capsys.readouterr().out.splitlines() == [
-        "pictures: 1 of 300, 5.0 s gone",
-        "pictures: 100 of 300, 30 s gone, 1 min 00 s left",
-        "pictures: 300 of 300, 40 s gone",
+        "pictures: 1 of 300, 5.0 s elapsed",
+        "pictures: 100 of 300, 30 s elapsed, 1 min 00 s left",
+        "pictures: 300 of 300, 40 s elapsed",
     ]
 
 

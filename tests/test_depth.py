@@ -246,7 +246,7 @@ def test_what_cannot_be_seen_on_white_lies_on_black(tmp_path):
     icon("white").quantize().save(tmp_path / "palette.png")
     Image.new("LA", (SIDE, SIDE), (255, 9)).save(tmp_path / "faint.png")
     pictures = read_folder(tmp_path, SIDE)
-    assert "3 transparent pictures were put on black, as nothing of it can be seen on white" in pictures.notes
+    assert "3 transparent pictures were put on black, because nothing of it is visible on white" in pictures.notes
     assert any("2 pictures were of one colour" in note and "empty.png" in note for note in pictures.notes)
     found = survey(tmp_path, SIDE)
     assert found.plain == ["empty.png", "faint.png"]

@@ -252,7 +252,7 @@ def test_a_run_of_an_earlier_version_is_judged_by_its_first_tenth_and_says_that_
     facts = read_json(run / "run.json")
     write_json(tmp_path / "run" / "run.json", {name: value for name, value in facts.items() if name != "split"})
     printed = evaluate(tmp_path / "run", out=tmp_path / "out")
-    assert "it has made choices by its held-out pictures" in printed
+    assert "its held-out pictures were used for choices" in printed
     assert read_json(tmp_path / "out" / "evaluation.json")["pictures"] == {"train": 9, "validation": 1, "test": 1}
 
 

@@ -47,7 +47,7 @@ def test_what_a_critic_ruins_comes_back_and_it_counts_for_less():
             assert fingerprint({"autoencoder": train_state}) == prints[-1]
     assert [check.taken_back for check in checks] == [False, False, False, True, False, True]
     assert leg.objective.trust == LOWERED**2 and guard.best == 28.5
-    assert "fell from 28.5 to 20.0 dB" in str(checks[3]) and "0.25 of what it did" in str(checks[3])
+    assert "fell from 28.5 to 20.0 dB" in str(checks[3]) and "0.25 of its former weight" in str(checks[3])
 
 
 def test_less_trust_is_a_smaller_gradient_from_the_critic():
@@ -80,7 +80,7 @@ def test_a_resumed_run_is_the_same_to_the_bit_where_a_critic_was_taken_back(tmp_
     assert again.objective.trust == guard.objective.trust
     events = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     assert [one["taken_back"] for one in events if one["event"] == "guard"] == [False] * 3 + [True, False, True]
-    assert sum("the weights of before are back" in one.get("text", "") for one in events) == 2
+    assert sum("the earlier weights were restored" in one.get("text", "") for one in events) == 2
 
 
 class Stopping:

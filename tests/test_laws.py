@@ -224,7 +224,7 @@ def large_files(count, side):
 @pytest.mark.parametrize(
     ("count", "side", "changes", "views", "why"),
     [
-        (50, 24, {}, MOST_VIEWS, "by heart"),
+        (50, 24, {}, MOST_VIEWS, "memorising"),
         (5000, 24, {}, 0, f"a gain only below {FEW_PICTURES:,} training pictures"),
         (50, 23, {}, 0, "sides below 24 px: crops would be soft"),
         (50, 24, {"kind": "cascade"}, 0, "tried only with latents"),

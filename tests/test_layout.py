@@ -150,7 +150,7 @@ def test_the_check_says_what_subfolders_were_taken_for(tmp_path):
     console = Keeper()
     check_data(CheckOptions(write(tmp_path / "sets", "train", "test"), 16), console)
     printed = "\n".join(console.printed)
-    assert "train (6) for training" in printed and "6 in their subfolders will be kept for the test" in printed
+    assert "train (6) for training" in printed and "6 in their subfolders will be kept for testing" in printed
 
 
 def test_the_check_of_a_single_picture_promises_no_test_set(tmp_path):

@@ -618,7 +618,7 @@ def test_a_hangup_saves_and_stops(folder, finished):
     process.send_signal(signal.SIGHUP)
     go_on.touch()
     _, wrong = process.communicate(timeout=60)
-    assert process.returncode == 129 and wrong.count("\n") == 1 and "what was learned is saved" in wrong
+    assert process.returncode == 129 and wrong.count("\n") == 1 and "training so far is saved" in wrong
     run = folder.parent / "run"
     assert Run.open(run).state.status == "interrupted" and not (run / "lock").exists()
     assert resumed(run) == products(finished)
@@ -641,7 +641,7 @@ def test_exit_codes_tell_the_signal(tell, folder, monkeypatch, number, code, tim
     monkeypatch.setattr(pipeline, "train_leg", train_leg)
     before = [signal.getsignal(one) for one in STOPPING]
     ended, _, wrong = tell("train", folder, "--out", folder.parent / "run", *SMALL)
-    assert ended == code and len(wrong) == 1 and "Go on with: calotype resume" in wrong[0]
+    assert ended == code and len(wrong) == 1 and "Continue with: calotype resume" in wrong[0]
     assert read_json(folder.parent / "run" / "run.json")["status"] == "interrupted"
     saved = (folder.parent / "run" / "checkpoints").exists()
     assert saved == (times == 1 or number == signal.SIGHUP)

@@ -114,18 +114,18 @@ def test_a_file_that_appears_while_samples_are_made_stays(finished, tmp_path, te
 
     monkeypatch.setattr(commands.sampling, "write_png", late)
     code, _, wrong = tell("sample", finished, "--count", 1, "--out", tmp_path / "made")
-    assert code == 2 and len(wrong) == 1 and "grid.png; nothing was written over" in wrong[0]
+    assert code == 2 and len(wrong) == 1 and "grid.png; nothing was overwritten" in wrong[0]
     assert (tmp_path / "made" / "grid.png").read_text() == "mine"
 
 
 def test_an_animation_and_a_page_of_others_stay(finished, tmp_path):
     (tmp_path / "my.gif").write_text("mine")
     (tmp_path / "my.html").write_text("<title>mine</title>")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         commands.interpolate(InterpolateOptions(finished, tmp_path / "my.gif"), Keeper())
-    with pytest.raises(UserError, match="is no page of calotype"):
+    with pytest.raises(UserError, match="is not a page of calotype"):
         commands.report(ReportOptions([finished], tmp_path / "my.html"), Keeper())
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         commands.preview(PreviewOptions(finished, out=tmp_path / "my.gif"), Keeper())
     for _ in range(2):  # its own page and picture it may renew
         commands.report(ReportOptions([finished], tmp_path / "page.html"), Keeper())
@@ -137,7 +137,7 @@ def test_the_page_of_several_runs_is_not_written_over_one_that_is_beside_them(fi
     (tmp_path / "report.html").write_text("<title>mine</title>")
     for name in "ab":
         shutil.copytree(finished, tmp_path / name)
-    with pytest.raises(UserError, match=r"report.html is no page of calotype, .* choose another name with --out"):
+    with pytest.raises(UserError, match=r"report.html is not a page of calotype .* choose another name with --out"):
         commands.report(ReportOptions([tmp_path / "a", tmp_path / "b"]), Keeper())
     assert (tmp_path / "report.html").read_text() == "<title>mine</title>"
 

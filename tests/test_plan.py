@@ -578,7 +578,7 @@ def test_patches_overlap_where_that_is_the_shorter_code(images, overlap, side):
     pixels = pixels_from_images(images().clamp(-1, 1))
     network, reason = choose_vae(replace(pictures, pixels=pixels), 6 * side)
     assert network.reduction == side and network.lapped == overlap
-    assert "bits a value if they overlap" in reason
+    assert "bits per value if they overlap" in reason
 
 
 def test_a_code_length_is_that_of_its_coefficients():

@@ -87,7 +87,7 @@ def test_pictures_that_have_changed_are_refused_named_and_taken_when_asked_for(r
 def test_a_picture_in_another_class_is_a_change(run):
     path = next((run.parent / "pictures" / "a").iterdir())
     path.rename(run.parent / "pictures" / "b" / f"moved-{path.name}")
-    with pytest.raises(UserError, match=r"have changed: there are others, or other labels or captions since"):
+    with pytest.raises(UserError, match=r"have changed: some pictures, labels or captions were replaced since"):
         resume(run)
 
 
@@ -194,7 +194,7 @@ def test_what_was_fitted_and_chosen_by_other_pictures_is_forgotten_where_no_chec
         (run.folder / name).mkdir(parents=True)
     (tmp_path / "old" / "0.png").unlink()
     resuming.read_again(run, SMALL, tmp_path / "old", console := Keeper())
-    assert any("denoiser: its closed form stays that of the pictures before" in line for line in console.printed)
+    assert any("denoiser: its closed form stays that of the earlier pictures" in line for line in console.printed)
     assert [path.name for path in (run.folder / "constants").iterdir()] == ["denoiser"]
     assert [*run.state.constants] == ["denoiser"] and [*run.state.validation] == ["autoencoder"]
     assert run.state.outdated == ["denoiser"]
@@ -252,13 +252,13 @@ def test_captions_belong_to_a_run_as_its_recipe_reads_them_now(tmp_path, before,
             resuming.note_captions(run, now, found)
 
     for text in ("a dog", "a cow"):  # not before it is recorded that they are not read
-        with pytest.raises(UserError, match="there are others, or other labels or captions"):
+        with pytest.raises(UserError, match="some pictures, labels or captions were replaced"):
             again(text, True)
     again("a cat", True)
     if after == "none":
         again("a dog", False)
     else:
-        with pytest.raises(UserError, match="there are others, or other labels or captions"):
+        with pytest.raises(UserError, match="some pictures, labels or captions were replaced"):
             again("a dog", False)
     assert not console.printed
 

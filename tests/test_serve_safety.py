@@ -392,7 +392,7 @@ def test_another_host_is_warned_of_and_named(monkeypatch):
     monkeypatch.setattr(module, "server", lambda app, host, port: Silent())
     console = Keeper()
     serve(ServeOptions(port=0, host="0.0.0.0"), console)
-    assert "everybody in the network" in console.printed[0] and "?token=" in console.printed[1]
+    assert "anyone on the network" in console.printed[0] and "?token=" in console.printed[1]
     console = Keeper()
     serve(ServeOptions(port=0), console)
     assert all("?token=" in line for line in console.printed[:2]) and "http://127.0.0.1:" in console.printed[1]

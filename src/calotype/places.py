@@ -20,7 +20,7 @@ DISK_FAILED = tuple(
 TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
 HINTS = {
     **dict.fromkeys(NOT_WRITABLE, "choose a folder that can be written to"),
-    errno.EEXIST: "nothing was written over; choose another name",
+    errno.EEXIST: "nothing was overwritten; choose another name",
     **dict.fromkeys(DISK_FULL, "free some space"),
     **dict.fromkeys(DISK_FAILED, "see that the disk is connected and sound"),
     **dict.fromkeys(TOO_MANY_OPEN, "close other programs, or raise the limit with: ulimit -n 4096"),

@@ -69,20 +69,20 @@ def _explained(error: Exception, options: object = None) -> tuple[int, str]:
 
     error = _first_of_full_disk(error)
     if isinstance(error, Interrupted):
-        return 128 + error.signal_number, f"stopped; what was learned is saved. Go on with: calotype resume {error}"
+        return 128 + error.signal_number, f"stopped; training so far is saved. Continue with: calotype resume {error}"
     if isinstance(error, UserError):
         return 2, f"calotype: {plain(str(error))}"
     if isinstance(error, OSError) and error.errno in HINTS:
         place = plain(f" at {error.filename}") if error.filename else ""
-        again = ", then resume: what was saved before is sound"
+        again = ", then resume: earlier checkpoints are sound"
         trains = isinstance(options, TrainOptions | ResumeOptions) and error.errno not in NOT_WRITABLE
         return 2, f"calotype: {error.strerror}{place}; {HINTS[error.errno]}{again if trains else ''}"
     from calotype.machine import out_of_memory
 
     if out_of_memory(error):
-        return 2, "calotype: memory is at its end; close other programs, or take a smaller size, batch or --count"
+        return 2, "calotype: out of memory; close other programs, or use a smaller size, batch or --count"
     first = plain(f"{type(error).__name__}: {error}".splitlines()[0])
-    return 1, f"calotype: {first} (this is our mistake; {_traceback_saved(error)})"
+    return 1, f"calotype: {first} (this is a bug in Calotype; {_traceback_saved(error)})"
 
 
 def _first_of_full_disk(error: Exception) -> Exception:

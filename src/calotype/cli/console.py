@@ -74,7 +74,7 @@ class Terminal:
             known = 0 < done < total and spent >= LINE_SECONDS  # the first few are no measure of the others
             left = f", {duration(spent * (total - done) / done)} left" if known else ""
             rest = f"; {note}" if note else ""
-            self.say(f"{step}: {done:,} of {total:,}, {duration(spent)} gone{left}{rest}")
+            self.say(f"{step}: {done:,} of {total:,}, {duration(spent)} elapsed{left}{rest}")
 
         return progress
 
@@ -106,7 +106,7 @@ def cost_lines(plan: Plan) -> Iterator[str]:
             f"{predicted['seconds_a_step'][leg]:.2f} s{compiled}, {duration(seconds[leg])}"
         )
     other = sum(spent for step, spent in seconds.items() if step not in plan.recipe.legs)
-    rest = f"{duration(other)} of it for what is not training; {plan.final_count} samples"
+    rest = f"{duration(other)} of it outside training; {plan.final_count} samples"
     memory, disk = predicted["peak_memory_bytes"] / 2**30, predicted["disk_bytes"] / 1e6
     yield f"in all       {duration(sum(seconds.values()))} from here on ({rest})"
     yield f"needs        {memory:.1f} GB of memory, {disk:,.0f} MB of disk"

@@ -249,7 +249,7 @@ def _decoding_notes(read: Mapping[HashedFile, Decoded], size: int) -> list[str]:
         *note(sum(result.enlarged for result in read.values()), "picture", f"smaller than {size} px, and enlarged"),
         *note(
             sum(result.over_black for result in read.values()), "transparent picture",
-            "put on black, as nothing of it can be seen on white",
+            "put on black, because nothing of it is visible on white",
         ),
         *note(len(plain), "picture", f"of one colour, which is all that can be learned from it: {first_names(plain)}"),
     ]  # fmt: skip

@@ -147,7 +147,7 @@ def require_plain(address: str) -> None:
     parts = urlsplit(address)
     if parts.password is not None or (parts.username is not None and parts.scheme in ("http", "https")):
         raise UserError(
-            f"the address at {parts.hostname} has a password or token in it, which would stand in the run and its "
+            f"the address at {parts.hostname} has a password or token in it, which would appear in the run and its "
             f"report; leave it out, and put it into the settings of fsspec for {parts.scheme} (~/.config/fsspec)"
         )
 

@@ -22,7 +22,7 @@ from calotype.types import Progress, no_progress
 
 MOST_SURVEYED = 2**17
 """Pictures that are read; of more, about as many, evenly spaced."""
-ON_BLACK, PLAIN_PICTURE = "put on black, as nothing of it can be seen on white", "of one colour"
+ON_BLACK, PLAIN_PICTURE = "put on black, because nothing of it is visible on white", "of one colour"
 
 
 class SurveyedPicture(NamedTuple):

@@ -175,11 +175,11 @@ def _origin_notes(name: str, candidate: Candidate, split: Split | None, pictures
 
 def _own_notes(name: str, candidate: Candidate, split: Split | None, pictures: Pictures) -> list[str]:
     if is_own(candidate, pictures):
-        old = "was made by an earlier version, without a validation set: it has made choices by its held-out pictures"
+        old = "was made by an earlier version, without a validation set: its held-out pictures were used for choices"
         return [f"{name} {old}"] if candidate.run.state.split is None else []
     if split is None:
         unknown = "was trained on other pictures, which cannot be read or have changed"
-        return [f"{name} {unknown}, so it is not known whether it has seen those that samples are held against"]
+        return [f"{name} {unknown}, so it is not known whether it has seen those that samples are compared with"]
     trained, chosen_by, rest = (int(rows.sum()) for rows in (split.train, split.validation, split.test))
     return [
         f"{name} was trained on other pictures: of these {len(split):,}, {trained:,} are in its training set and "

@@ -105,7 +105,7 @@ def diagnose(measures: AutoencoderMeasures) -> Diagnosis:
 def all_findings(measures: AutoencoderMeasures) -> Iterator[Finding]:
     if not measures.finite:
         advice = "start again with precision=float32 and a lower autoencoder.learn.learning_rate"
-        yield Finding("not finite", "latents or pictures are not numbers", math.nan, math.inf, advice, True)
+        yield Finding("not finite", "latents or pictures are not finite", math.nan, math.inf, advice, True)
         return
     sure = measures.pictures >= FEWEST_TO_BE_SURE
     for finding in (*channel_findings(measures.channels), *picture_findings(measures)):
@@ -140,7 +140,7 @@ def channel_findings(channels: Sequence[Channel]) -> Iterator[Finding]:
         loud = [channel for channel in channels if channel.signal >= LEAST_SIGNAL]
         yield from of_channels(
             "saturated channels", [channel.stuck for channel in loud], MOST_STUCK,
-            "do not move when the picture does: they have run into a limit",
+            "do not change with the picture: they are saturated",
             "lower autoencoder.learn.learning_rate, and scale down what comes before the limit",
         )  # fmt: skip
         yield from of_channels(
@@ -200,7 +200,7 @@ def picture_findings(measures: AutoencoderMeasures) -> Iterator[Finding]:
         )  # fmt: skip
         yield from exceeds(
             "critic has won", critic.right, CRITIC_WON,
-            f"the critic is right in {critic.right:.0%} of its verdicts: what it says helps no longer",
+            f"the critic is right in {critic.right:.0%} of its verdicts: it no longer helps",
             "lower autoencoder.critic_learn.learning_rate, or set autoencoder.losses.adversarial=0",
         )  # fmt: skip
 

@@ -184,7 +184,7 @@ def judge_propagation(latent: Runs, cascade: Runs) -> Judgement:
         verdict = REFUTED if left.high < LITTLE else PARTLY
     else:
         verdict = UNDECIDED
-    return Judgement(verdict, "; ".join(parts) + ". The mark is half of the error.")
+    return Judgement(verdict, "; ".join(parts) + ". The threshold is half of the error.")
 
 
 def judge_correction(latent: Runs, cascade: Runs) -> Judgement:
@@ -204,7 +204,7 @@ def judge_correction(latent: Runs, cascade: Runs) -> Judgement:
         verdict = PARTLY if left > MOSTLY * before.value else REFUTED
         return Judgement(verdict, f"{sentence} So {best} corrects a part.")
     verdict = CONFIRMED if all(effect.low > -LITTLE for effect in effects.values()) else UNDECIDED
-    return Judgement(verdict, f"{sentence} Less than {100 * LITTLE:g} points are next to nothing.")
+    return Judgement(verdict, f"{sentence} Less than {100 * LITTLE:g} points count as next to nothing.")
 
 
 def mechanisms(cascade: Runs, untuned: Runs) -> dict[str, Estimate]:
@@ -234,7 +234,7 @@ def judge_models(latent: Runs, cascade: Runs) -> Judgement:
         f"with all of them in memory and {figures(each.sequential_bytes / 1e6)} MB with one at a time"
         for name, each in (("The cascade", theirs), ("the latent model", ours))
     ]
-    sentence = "; ".join(parts) + ". Either is one folder and one command, and can run in turn."
+    sentence = "; ".join(parts) + ". Either is one folder and one command, and its networks can run one at a time."
     return Judgement(fewer(ours.count, theirs.count), sentence)
 
 
@@ -244,7 +244,7 @@ def judge_end_to_end(latent: Runs, cascade: Runs) -> Judgement:
         UNDECIDED,
         "These runs do not measure it. Latent diffusion is one folder to deploy, but is trained in two stages: the "
         "autoencoder, then the denoiser on its frozen latents. In an earlier measurement training both jointly lost at "
-        "equal compute: FD-Lite0 higher by 11.1 ± 2.9 (mean and standard error of three paired seeds, portraits at "
+        "equal compute: FD-Lite0 was higher by 11.1 ± 2.9 (mean and standard error of three paired seeds, portraits at "
         "32 px; dev/LOG.md, 2026-11-28).",
     )
 
@@ -261,7 +261,7 @@ def judge_cost(
     verdict, times = fewer(ours, theirs), theirs / ours
     same = equal(*quality)
     bought = same or lower(*quality) == verdict
-    note = "at equal quality" if same else "the cheaper is also the better" if bought else "not at equal quality"
+    note = "at equal quality" if same else "the cheaper is also better" if bought else "not at equal quality"
     if not exact and max(times, 1 / times) <= EQUAL_BUDGETS:
         bought, note = False, f"{note}, and about as many in equal time"
     distances = " and ".join(map(with_interval, quality))
@@ -287,7 +287,7 @@ def judge_parameters(latent: Runs, cascade: Runs) -> Judgement:
     totals = [fmean(each.parameters.sum for each in kind) for kind in (ours, theirs)]
     autoencoders = [fmean(map(autoencoder_parameters, kind)) for kind in (ours, theirs)]
     if not all(each.widths_by_user for each in (*ours, *theirs)):
-        return Judgement(UNDECIDED, f"{counts}. The plan chose these widths by its time, which is no evidence.")
+        return Judgement(UNDECIDED, f"{counts}. The plan chose these widths by time, so they are no evidence.")
     if not equal(*(over_seeds(runs, frechet) for runs in (latent, cascade))):
         return Judgement(UNDECIDED, f"{counts}, but not at equal quality.")
     if fewer(*totals) != fewer(totals[0] - autoencoders[0], totals[1] - autoencoders[1]):
@@ -336,8 +336,9 @@ def judge_overfitting(latent: Runs, cascade: Runs) -> Judgement:
     return Judgement(
         words.pop() if len(words) == 1 else UNDECIDED,
         f"{percents(near[0])} of the samples in latents and {percents(near[1])} in the cascade are nearer to a trained "
-        f"picture than 95 % of held-out ones are; the held-out loss rose over the train's by {percents(gaps[0])} and "
-        f"{percents(gaps[1])} of it ({seeds(latent)} and {seeds(cascade)}; judged from {SEEDS} of each).",
+        f"picture than 95 % of held-out ones are; the held-out loss rose above the training loss by "
+        f"{percents(gaps[0])} and {percents(gaps[1])} of the latter ({seeds(latent)} and {seeds(cascade)}; judged from "
+        f"{SEEDS} of each).",
     )
 
 
@@ -359,7 +360,7 @@ def judge_stability(latent: Runs, cascade: Runs) -> Judgement:
     moves = [max((row.loss_spread or 0.0 for run in runs for row in run.stability), default=0.0) for runs in both]
     losses = f"losses move by {figures(100 * moves[0])} % and {figures(100 * moves[1])} % along a leg (not compared)"
     if min(map(len, both)) < SEEDS:
-        raise MissingError(f"Seeds are judged from {SEEDS} of each kind; {losses}.")
+        raise MissingError(f"The spread over seeds is judged from {SEEDS} of each kind; {losses}.")
     spreads = [spread_over_seeds(runs, frechet) for runs in both]
     return Judgement(
         lower(*spreads),

@@ -226,7 +226,7 @@ def choose_vae(pictures: Pictures, size: int, resources: Resources = NO_RESOURCE
         return network, "pictures smaller than a patch"
     images = torch.cat([middle(image, crop) for image in some_images(pictures, size)])
     squares, overlapping = code_length(images, side), code_length(Lapping(side)(images), side)
-    why = f"the code of these pictures has {overlapping:.2f} bits a value if they overlap, {squares:.2f} if not"
+    why = f"these pictures need {overlapping:.2f} bits per value if they overlap, {squares:.2f} if not"
     return network.model_copy(update={"lapped": overlapping < squares}), why
 
 

@@ -24,5 +24,5 @@ def choose_views(pictures: Pictures, kind: str, size: int, imported: bool, capti
         return False, "encoding crops by an imported autoencoder takes long"
     if median(min(sides) for sides in some_sizes(pictures)) < LEAST_CROPPED * size:
         return False, f"most pictures have sides below {LEAST_CROPPED * size:.0f} px: crops would be soft"
-    why = "crops keep the network from learning few pictures by heart; it is told where they lie"
+    why = "crops keep the network from memorising few pictures; it is conditioned on their position"
     return True, f"one for each {SEEN_BY_VIEW} times that a picture is seen, at most {MOST_VIEWS}: {why}"

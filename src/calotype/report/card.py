@@ -155,13 +155,13 @@ def alignment_lines(result: EvaluationResult | None) -> Iterator[str]:
 
 
 def limit_lines(run: Run, result: EvaluationResult | None) -> Iterator[str]:
-    yield "- It knows nothing but its training pictures: their subjects, their style, and what is one-sided in them."
+    yield "- It knows only its training pictures: their subjects, their style and their biases."
     if run.state.pictures.get("train", 0) < FEW_FOR_VARIETY:
         yield f"- Fewer than {FEW_FOR_VARIETY:,} training pictures: expect little variety."
     if result and result.memorisation.verdict == COPIES:
-        yield "- **Its samples repeat training pictures. Do not pass them on where those may not be passed on.**"
+        yield "- **Its samples repeat training pictures. Do not share them if those may not be shared.**"
     if result:
-        yield f"- Its {escaped(result.features.distance)} says nothing beside that of another network or another count."
+        yield f"- Its {escaped(result.features.distance)} cannot be compared with that of another network or count."
 
 
 def escaped(text: str) -> str:

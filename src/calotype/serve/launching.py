@@ -251,7 +251,7 @@ def why_stopped(run: Run, about: dict[str, Any], lines: Sequence[str]) -> str:
         "Resume goes on from there.",
         "failed": sentence_of(reason or "an error ended it; calotype resume shows which"),
         "training": f"Its process ended after {spent} without a word, as when it is killed, the machine is switched "
-        "off, or memory is at its end. Resume goes on from the newest checkpoint.",
+        "off, or memory runs out. Resume goes on from the newest checkpoint.",
     }
     return reasons[status]
 

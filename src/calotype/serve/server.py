@@ -120,7 +120,7 @@ def answer_system(request: Request, error: OSError) -> Response:
 
 def answer_mistake(request: Request, error: Exception) -> Response:
     why = without_folders(plain(str(error)), request.app.state.library.folder)
-    return refusal(request.scope, 500, f"{type(error).__name__}: {why[:200]} (this is our mistake)", retry=False)
+    return refusal(request.scope, 500, f"{type(error).__name__}: {why[:200]} (this is a bug in Calotype)", retry=False)
 
 
 class Server(uvicorn.Server):

@@ -335,7 +335,7 @@ class Worker:
         except Exception as error:
             traceback.print_exc()
             if out_of_memory(error):
-                self.end(asked, "refused", "memory is at its end; ask for fewer or smaller pictures")
+                self.end(asked, "refused", "out of memory; ask for fewer or smaller pictures")
             else:
                 self.end(asked, "failed", f"{type(error).__name__}: {error}")
 

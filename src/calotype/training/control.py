@@ -158,7 +158,7 @@ class EarlyStopping:
         if self.validation.best is None or not (wrong := damage(self.folder)):
             return ""
         self.validation.best = None
-        return f"the weights of its best validation are lost ({self.folder.name}: {wrong}); from now on others count"
+        return f"the weights of its best validation are lost ({self.folder.name}: {wrong}); later ones count from now"
 
     @property
     def rise(self) -> float:
@@ -196,7 +196,7 @@ class GuardCheck(NamedTuple):
     def __str__(self) -> str:
         return (
             f"reconstructions fell from {self.best:.1f} to {self.psnr:.1f} dB under the adversarial loss: the "
-            f"weights of before are back, and the critic counts for {self.trust:.2g} of what it did"
+            f"earlier weights were restored, and the critic has {self.trust:.2g} of its former weight"
         )
 
 

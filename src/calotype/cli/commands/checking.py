@@ -50,7 +50,7 @@ def _held_out(survey: Survey) -> str:
     }
     kept = usual | named
     by_class = ", by class" if len({*survey.labels} - {""}) > 1 else ""
-    return f"{kept['test']} will be kept for the test, {kept['validation']} for validation{by_class}"
+    return f"{kept['test']} will be kept for testing, {kept['validation']} for validation{by_class}"
 
 
 def survey_lines(survey: Survey) -> Iterator[tuple[str, str]]:

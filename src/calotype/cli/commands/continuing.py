@@ -91,7 +91,7 @@ def require_fitting(source: Source, settings: dict[str, Any]) -> None:
         if (wanted := settings.get(name, own)) != own:
             raise UserError(
                 f"{name} is {wanted}, but {source.run.folder}, from which this run is to start, has {own}; leave it "
-                f"out, or leave --from out to start from nothing"
+                f"out, or leave --from out to start from scratch"
             )
 
 

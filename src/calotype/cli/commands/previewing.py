@@ -21,7 +21,7 @@ def preview(options: PreviewOptions, console: Console) -> Path:
     if options.count < 1:
         raise UserError(f"count is {options.count}, but must be at least 1")
     if options.out is not None and os.path.lexists(options.out):
-        raise UserError(f"--out {options.out} is there already, and is not written over; choose another name")
+        raise UserError(f"--out {options.out} already exists and is not overwritten; choose another name")
     model, words = snapshot(options.run, find_device(options.device), options.checkpoint)
     out = options.out or options.run / "preview.png"
     last = Run.open(options.run).latest("preview", "denoiser")

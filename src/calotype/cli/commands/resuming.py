@@ -92,7 +92,7 @@ def change_pictures(run: Run, recipe: Recipe, pictures: Pictures, change: str, c
     for leg in [leg for leg in state.constants if state.legs.get(leg) != "finished"]:
         if checkpoints(folder / "checkpoints", leg):
             state.outdated.append(leg)
-            stays = "its closed form stays that of the pictures before, as it was trained with it"
+            stays = "its closed form stays that of the earlier pictures, with which it was trained"
             announce(run, console, f"{leg}: {stays}; it is no longer cross-fitted")
         else:
             del state.constants[leg]
@@ -166,7 +166,7 @@ def change_of(run: Run, pictures: Pictures) -> str:
     before = number(read_mapping(run.folder / SPLIT_FILE).get("count"))
     same = before is None or before == len(pictures)
     return (
-        "there are others, or other labels or captions"
+        "some pictures, labels or captions were replaced"
         if same
         else f"there are {len(pictures):,} instead of {before:,.0f}"
     )

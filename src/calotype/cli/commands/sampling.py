@@ -173,7 +173,7 @@ def interpolate(options: InterpolateOptions, console: Console) -> Path:
     if (kind := options.out.suffix.lower()) not in (*ANIMATIONS, ".png"):
         raise UserError(f"--out {options.out} must end in .webp or .gif (an animation) or .png (a strip)")
     if os.path.lexists(options.out):
-        raise UserError(f"--out {options.out} is there already, and is not written over; choose another name")
+        raise UserError(f"--out {options.out} already exists and is not overwritten; choose another name")
     seeds = pair("--seeds", options.seeds)
     if not all(re.fullmatch(r"-?\d{1,18}", seed) for seed in seeds):
         raise UserError(f"--seeds is {options.seeds!r}, but must be two whole numbers, as in --seeds 1,2")

@@ -34,14 +34,14 @@ def serve(options: ServeOptions, console: Console) -> None:
     place = f"{address_of(options.host)}:{port}/?token={gate.token}"
     if gate.own_name:
         console.say(f"open http://{gate.own_name}:{port}/?token={gate.token}")
-        console.say(f"where the browser does not know this name (Safari), and for programs: http://{place}")
+        console.say(f"if the browser does not know this name (Safari), and for programs: http://{place}")
     else:
         console.say(
-            f"warning: at {options.host} everybody in the network reaches this server, and nothing is encrypted; "
+            f"warning: at {options.host} anyone on the network can reach this server, and nothing is encrypted; "
             f"whoever has the token can train and sample here. Safer: ssh -L {port}:127.0.0.1:{port} THIS-MACHINE"
         )
         console.say(f"open http://{place}")
-    console.say("the token in this address is new at each start; Ctrl-C ends the server, and no training")
+    console.say("the token in this address is new at each start; Ctrl-C ends the server, but no training")
     app = application(options.folder.resolve(), gate, options.device)
     try:
         server(app, options.host, port).run(listening)

@@ -49,7 +49,7 @@ def report(options: ReportOptions, console: Console) -> Path:
     several = len(folders) > 1
     out = folders[0].parent / "report.html" if out is None and several else out
     if out is not None and os.path.lexists(out) and not is_page(out):
-        raise UserError(f"{out} is no page of calotype, and is not written over; choose another name with --out")
+        raise UserError(f"{out} is not a page of calotype and is not overwritten; choose another name with --out")
     page = write_runs(folders, out) if several and out is not None else write_report(folders[0], out)
     console.say(f"done: look at {page}")
     return page
