@@ -217,8 +217,8 @@ def argument(parameter: inspect.Parameter) -> str:
 
 PYTHON_INTRODUCTION = """# Python
 
-`calotype.load` opens a run, or a model's folder that was copied out of one; nothing else of the run is needed. Pictures
-are those of Pillow. What the user can correct is a `calotype.UserError`, in one line.
+`calotype.load` opens a run, or a model folder that was copied out of a run; nothing else of the run is needed. Pictures
+are Pillow images. An error that the user can correct is a `calotype.UserError` with a message of one line.
 
 """
 PAGES = {"command-line.md": command_line, "recipe.md": recipe, "python.md": python}

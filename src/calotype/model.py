@@ -86,12 +86,12 @@ class Model:
         """`count` pictures; picture i depends on (seed, i, its label, prompt and size) only, not on its batch.
 
         `label` is one of `classes`; without it and without a prompt, picture i has class `i % len(classes)`. `prompt`
-        is one for all, or picture i has prompt `i % len(prompt)`; guidance leads away from `negative`, which at a scale
-        of 1 changes nothing. `size` is (width, height) in pixels, by default that of training.
+        is one for all pictures, or picture i has prompt `i % len(prompt)`. Guidance leads away from `negative`, which
+        has no effect at a scale of 1. `size` is (width, height) in pixels, by default that of training.
         `changes` replace settings of `Sampling`: `steps`, `sampler`, `guide`, `guidance`, `guidance_slope`,
         `prior_guidance`, `guidance_low`, `guidance_high`, `epsilon_scaling`.
-        Raises `UserError` for an unknown label or setting, for a size that cannot be, and for a prompt to a model
-        without text conditioning; warns of a prompt that is truncated.
+        Raises `UserError` for an unknown label or setting, for an impossible size, and for a prompt to a model
+        without text conditioning; warns if a prompt is truncated.
         """
         self._warn(prompt)
         return list(self.draw(count, label, seed, size, prompt=prompt, negative=negative, **changes))
@@ -101,13 +101,13 @@ class Model:
         label: str | None = None, seed: int = 0, count: int = 1, size: Size | None = None,
         *, prompt: Prompt = None, negative: str | None = None, **changes: Any,
     ) -> list[Image.Image]:  # fmt: skip
-        """`count` variations of a picture, of all of it, or only where `mask`, a picture of the same size, is white.
+        """`count` variations of a picture: of all of it, or only where `mask`, a picture of the same size, is white.
 
-        The largest part in the middle that has the shape of `size` is taken, and resized to that. `strength`, above 0
-        and up to 1, is the share of the sampler's steps: little is changed near 0, and at 1 the picture is forgotten.
-        It is 0.6 by default, and 1 with a mask, where the sampler is `ancestral`, with 5.5 times the steps.
-        Pixels further from the white than `reach` are kept to the bit. Without a `label` it is unconditional.
-        Raises `UserError` as `sample` does, and for a strength or a mask that cannot be.
+        The largest central part with the shape of `size` is taken and resized to it. `strength`, above 0
+        and up to 1, is the share of the sampler's steps: little changes near 0, and at 1 the picture is forgotten.
+        It is 0.6 by default. With a mask it is 1, the sampler is `ancestral`, and the steps are 5.5 times as many.
+        Pixels further from the white than `reach` stay bit-identical. Without a `label` it is unconditional.
+        Raises `UserError` as `sample` does, and for an impossible strength or mask.
         """
         self._warn(prompt)
         changes = {"prompt": prompt, "negative": negative, **changes}
@@ -137,7 +137,7 @@ class Model:
         size: Size | None = None, *, prompts: tuple[str, str] | None = None, prompt: str | None = None,
         negative: str | None = None, **changes: Any,
     ) -> list[Image.Image]:  # fmt: skip
-        """`frames` pictures, at least 2, from the first picture of one seed to that of another.
+        """`frames` pictures, at least 2, from the first picture of one seed to the first of another.
 
         With two `labels` or two `prompts` they also go from the first to the second; `prompt` is the same all the way.
         Raises `UserError` as `sample` does.
