@@ -38,7 +38,7 @@ STOP_SECONDS = 60.0
 """For which a run that was asked to stop is not asked again: a second signal would end it before it has saved."""
 LAST_LINES, LAST_BYTES = 40, 2**15
 OUT_OF_MEMORY = (
-    "the operating system has killed it (exit code 137), most likely for want of memory: close other programs, or "
+    "the operating system has killed it (exit code 137), most likely because memory ran out: close other programs, or "
     "start again with a smaller size; what was saved is sound"
 )
 CANCELLED = "It was cancelled before training began; the pictures are kept, and New run starts again"

@@ -77,7 +77,7 @@ def list_of_runs(runs: Sequence[tuple[str, RunSummary]], started: Sequence[Start
 
 def index_page(runs: RunList) -> str:
     new = tag("p", link("/new", "Train on a folder of pictures", "button"), class_="actions")
-    hint = "Of PSNR more is better; of held-out loss and of FD-Lite0, which compares only at equal n, less is."
+    hint = "Higher PSNR is better; lower held-out loss and FD-Lite0 are better. Compare FD-Lite0 only at equal n."
     parts = (filters(), aside(hint), runs_table(runs)) if runs.rows else (EMPTY,)
     about = {"page": "index", "version": runs.version}
     return document("Runs", masthead([], "Runs", runs.lede), new, *parts, about=about)

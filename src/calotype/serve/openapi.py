@@ -73,7 +73,7 @@ ERRORS = {
     "400": "A field is wrong or unknown, and is named", "401": "The token is missing", "403": "The origin is another",
     "404": "There is no such thing", "409": "Not in the state in which it is, or the run is damaged",
     "414": "The query is too long", "421": "The Host header names another server",
-    "500": "A mistake of the server, or an error of its disk",
+    "500": "An error of the server or of its disk",
 }  # fmt: skip
 CHANGE_ERRORS = {
     "408": "The body came too slowly", "413": "The body is too large", "507": "The disk of the server is full",

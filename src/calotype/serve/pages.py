@@ -72,8 +72,8 @@ def new_page() -> str:
     )
     note = aside(
         "Latent diffusion trains an autoencoder first, and is the faster one; a cascade makes small pictures and "
-        "enlarges them. The budget is divided by the plan. Training is a process of its own: it goes on when you close "
-        "this page or stop the server. The plan, with its reasons, is on the page of the run after a moment."
+        "enlarges them. The plan divides the budget. Training is a separate process, which goes on when you close this "
+        "page or stop the server. After a moment, the page of the run shows the plan with its reasons."
     )
     lede = "A folder of pictures and a time are enough; the plan chooses the rest."
     return document("New run", masthead([], "New run", lede), form, note, about={"page": "new"})

@@ -187,7 +187,7 @@ def bounded(scope: Scope, receive: Receive) -> Receive:
     headers = Headers(scope=scope)
     most, got = limit_of(scope["path"], headers.get("content-type", "").lower()), 0
     length, whole, end = headers.get("content-length", "0"), False, asyncio.get_running_loop().time() + BODY_SECONDS
-    too_large = RefusedRequest(413, f"the body has more than {most:,} bytes, which is the most here")
+    too_large = RefusedRequest(413, f"the body has more than {most:,} bytes, which is the limit")
 
     async def receive_some() -> Message:
         nonlocal got, whole

@@ -308,7 +308,7 @@ class SamplingProcess:
         assert self.process is not None
         code = self.process.returncode or 0
         if code == -signal.SIGTERM or (os.name != "nt" and code == -signal.SIGKILL):
-            memory = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
+            memory = ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
             why = f"it was killed (signal {-code}{memory})"
         else:
             why = f"exit code {code}" + (f": {self.words[-1]}" if self.words else "")

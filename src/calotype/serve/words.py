@@ -42,7 +42,7 @@ TERMS: dict[str, tuple[str, str]] = {
         "Lớp của ảnh: tên thư mục chứa ảnh.",
     ),
     "prompt": (
-        "What the picture shall show, in words; only models that were trained with captions read one.",
+        "What the picture should show, in words; only models that were trained with captions read prompts.",
         "Điều bức ảnh cần thể hiện, bằng lời; chỉ mô hình được huấn luyện với chú thích mới đọc được.",
     ),
     "held out": (
@@ -222,7 +222,7 @@ TERMS: dict[str, tuple[str, str]] = {
         "Bộ mã hoá văn bản: mạng biến chú thích hoặc lời nhắc thành các con số cho bộ khử nhiễu.",
     ),
     "negative prompt": (
-        "What the picture shall not show, in words; it takes effect where the guidance scale is above 1.",
+        "What the picture should not show, in words; it has an effect only if the guidance scale is above 1.",
         "Điều bức ảnh không nên có, bằng lời; chỉ có tác dụng khi hệ số dẫn hướng lớn hơn 1.",
     ),
     "stage that enlarges": (
