@@ -135,7 +135,6 @@ class RunState(Stored):
     pictures: dict[str, int] = Field(default_factory=dict)
     """How many are in each set."""
     split: SplitRecord | None = None
-    """None where the run was made before there were three sets."""
     classes: list[str] = Field(default_factory=list)
     black_and_white: dict[str, Span] = Field(default_factory=dict)
     """Of grey pictures with more than 8 bits, by the kind of number: all that it is given are read with them."""

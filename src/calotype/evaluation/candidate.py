@@ -113,9 +113,7 @@ def split_by(candidate: Candidate, pictures: Pictures, read_own: ReadOwn) -> Spl
 def split_by_itself(candidate: Candidate, pictures: Pictures, read_own: ReadOwn) -> Split | None:
     """The same, of the run alone."""
     if is_own(candidate, pictures):
-        return split_rule(candidate.run.folder, candidate.run.state.split is not None)(
-            pictures.pixels, pictures.labels, pictures.classes
-        )
+        return split_rule(candidate.run.folder)(pictures.pixels, pictures.labels, pictures.classes)
     if (own := read_seen(candidate.run.folder, OWN_FILE)) is None:
         if (trained := read_own(candidate)) is None:
             return None
@@ -154,7 +152,7 @@ def with_unseen(candidate: Candidate, pictures: Pictures, trained: Pictures | No
 
 
 def notes_on_split(name: str, candidate: Candidate, split: Split | None, pictures: Pictures) -> list[str]:
-    """Whether the run, which the notes call `name`, was trained on other pictures or has no validation set."""
+    """What the run, which the notes call `name`, has seen of the pictures, and whether it was trained on others."""
     return [*_origin_notes(name, candidate, split, pictures), *_own_notes(name, candidate, split, pictures)]
 
 
@@ -175,8 +173,7 @@ def _origin_notes(name: str, candidate: Candidate, split: Split | None, pictures
 
 def _own_notes(name: str, candidate: Candidate, split: Split | None, pictures: Pictures) -> list[str]:
     if is_own(candidate, pictures):
-        old = "was made by an earlier version, without a validation set: it has made choices by its held-out pictures"
-        return [f"{name} {old}"] if candidate.run.state.split is None else []
+        return []
     if split is None:
         unknown = "was trained on other pictures, which cannot be read or have changed"
         return [f"{name} {unknown}, so it is not known whether it has seen those that samples are held against"]

@@ -22,7 +22,7 @@ def compare_runs(options: CompareOptions, console: Console) -> Path:
 
     def pictures(name: str, size: int) -> Pictures:
         embedded, first = name == PORTRAITS and not (data and data.exists()), candidates[0].run
-        rule, source = split_rule(first.folder, first.state.split is not None), None if embedded else Path(name)
+        rule, source = split_rule(first.folder), None if embedded else Path(name)
         return read(source, size, out / "cache", console, rule, levels=first.state.black_and_white)
 
     def own(candidate: Candidate) -> Pictures | None:
