@@ -53,7 +53,6 @@ class Job:
     notes: list[dict[str, Any]] = field(default_factory=list)
     """What is known of each picture, where its process says it."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    asked_at: float = field(default_factory=time.monotonic)
     attached: Any = None
     """Ids of its pictures in a gallery."""
     kept: bool = True

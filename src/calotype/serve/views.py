@@ -21,7 +21,7 @@ from calotype.run import Run
 from calotype.serve.answers import KEPT, RefusedRequest, json_response
 from calotype.serve.gallery import Gallery
 from calotype.serve.gallery_page import page_of_gallery
-from calotype.serve.launching import Launcher, is_running
+from calotype.serve.launching import Launcher, is_running, why_stopped
 from calotype.serve.library import SUMMARY_KEYS, Library, as_json, file_stamp
 from calotype.serve.list_page import RunList, index_page, list_of_runs
 from calotype.serve.pages import MOST_SIDE_BY_SIDE, compare_page, new_page, setting_rows, words_page
@@ -259,8 +259,6 @@ def runs_csv(request: Request) -> Response:
 
 def run_json(request: Request) -> Response:
     """What is known of a run: summary, state of its legs, plan, and why it has stopped."""
-    from calotype.serve.launching import why_stopped
-
     view = view_of(request)
     summary = as_json(view.id, library_of(request).summary(view.id, view.run.folder))
     stopped = why_stopped(view.run, view.about, view.lines)
