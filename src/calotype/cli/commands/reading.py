@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,13 +28,12 @@ def read(
     cache: Path | None,
     console: Console,
     rule: SplitRule = stratified_split,
-    classes: Sequence[str] | None = None,
     most: int | None = None,
     levels: Levels | None = None,
 ) -> Pictures:
-    """As `read_pictures`, with a bar; `classes` and `levels` are those of a run, if there is one."""
+    """As `read_pictures`, with a bar."""
     with console.bar("pictures") as bar:
-        return read_pictures(folder, size, cache, bar, rule, classes, most, levels)
+        return read_pictures(folder, size, cache, bar, rule, most=most, levels=levels)
 
 
 def read_of_run(run: Run, source: Path | None, size: int, cache: Path, console: Console) -> Pictures:
