@@ -78,15 +78,10 @@ class Job:
             "done": self.done, "pictures": len(self.pictures),
         }  # fmt: skip
 
-    async def news(self, patience: float) -> None:
-        """Returns at the next change, or after so many seconds."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.changed.wait(), patience)
-
     async def wait(self) -> None:
         """Until it has ended."""
         while not self.ended:
-            await self.news(60.0)
+            await self.changed.wait()
 
 
 class Queue:
