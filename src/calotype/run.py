@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 
+from calotype.data.folder import Pictures
 from calotype.files import checked, read_json, require_regular, write_json
 from calotype.tables import number
 from calotype.thinning import Thinning
@@ -171,6 +172,10 @@ class RunState(Stored):
     """What it has started from; None for a run from nothing."""
     part: int = 1
     """Grows by 1 each time that it goes on after it was finished; then its origin is the part before."""
+
+    def is_of(self, pictures: Pictures) -> bool:
+        """Whether these are the pictures of the run, as far as captions are read with their captions."""
+        return self.content == pictures.content or self.uncaptioned == pictures.uncaptioned != ""
 
 
 def renamed_legs(text: str) -> str:

@@ -124,7 +124,7 @@ def split_by_itself(candidate: Candidate, pictures: Pictures, read_own: ReadOwn)
 
 
 def is_own(candidate: Candidate, pictures: Pictures) -> bool:
-    return pictures.has_content(candidate.run.state)
+    return candidate.run.state.is_of(pictures)
 
 
 def unseen_by_all(splits: Sequence[Split | None], count: int) -> Split:

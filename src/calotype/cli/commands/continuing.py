@@ -67,7 +67,7 @@ def seen_by_run(run: Run, size: int, console: Console) -> Seen | None:
         ) from None
     except UserError:
         return None
-    return seen_by(pictures) if pictures.has_content(run.state) else None
+    return seen_by(pictures) if run.state.is_of(pictures) else None
 
 
 def source_of(run: Run, device: str) -> Source:

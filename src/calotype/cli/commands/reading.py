@@ -55,7 +55,7 @@ def read_as_run(run: Run, data: Path | None, size: int, cache: Path, console: Co
     name = str(data or run.state.data)
     source = None if name == PORTRAITS and data is None else Path(name)
     pictures = read_of_run(run, source, size, cache, console)
-    if pictures.has_content(run.state):
+    if run.state.is_of(pictures):
         return pictures
     fractions = run.state.split.model_dump(include={"validation", "test"}) if run.state.split else {}
     config = checked(fractions, SplitConfig, run.folder / "run.json")
@@ -68,7 +68,7 @@ def read_own(run: Run, size: int, cache: Path, console: Console) -> Pictures | N
         pictures = read_as_run(run, None, size, cache, console)
     except UserError:
         return None
-    return pictures if pictures.has_content(run.state) else None
+    return pictures if run.state.is_of(pictures) else None
 
 
 def export_portraits(options: PortraitsOptions, console: Console) -> None:

@@ -140,7 +140,7 @@ def is_same(run: Run, pictures: Pictures) -> bool:
     state = run.state
     stored = tuple(state.classes), state.labels or labels_hash(pictures)
     same = stored == (pictures.classes, labels_hash(pictures))
-    return same and pictures.has_content(state)
+    return same and state.is_of(pictures)
 
 
 def uncaptioned(pictures: Pictures, recipe: Recipe) -> str | None:
