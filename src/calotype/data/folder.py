@@ -122,7 +122,7 @@ class Pictures:
 
     @property
     def validation_indices(self) -> Int[Tensor, " validation"]:
-        """For every choice."""
+        """Of the set by which all is chosen: the end of training, the settings of sampling."""
         return self.split.validation.nonzero().flatten()
 
     @property

@@ -111,7 +111,7 @@ def split_by(candidate: Candidate, pictures: Pictures, read_own: ReadOwn) -> Spl
 
 
 def split_by_itself(candidate: Candidate, pictures: Pictures, read_own: ReadOwn) -> Split | None:
-    """The same, of the run alone."""
+    """As `split_by`, without what earlier runs have seen, from whose networks this one has started."""
     if candidate.run.state.is_of(pictures):
         return split_rule(candidate.run.folder)(pictures.pixels, pictures.labels, pictures.classes)
     if (own := read_seen(candidate.run.folder, OWN_FILE)) is None:

@@ -241,13 +241,11 @@ def named_folder(path: str) -> str:
 
 
 def cancel_run(request: Request) -> Response:
-    """Ends a run whose plan is being made."""
     launcher_of(request).cancel(started_of(request))
     return json_response({"asked": "to end"}, 202)
 
 
 def forget_run(request: Request) -> Response:
-    """Takes a run that never began off the list."""
     started = started_of(request)
     launcher_of(request).forget(started)
     return json_response({"forgotten": started.id})

@@ -213,7 +213,6 @@ def further_form(view: RunView, why: str) -> Html | None:
 
 
 def copy_button(text: str, words: str) -> Html:
-    """A button that copies a text."""
     return tag("button", words, type="button", data_copy=text, class_="quiet")
 
 
@@ -240,7 +239,6 @@ def training_again(run: Run) -> str:
 
 
 def hero_part(view: RunView) -> Html | None:
-    """The final samples."""
     grid = view.run.folder / "samples" / "grid.png"
     if not grid.is_file():
         return None
@@ -313,7 +311,6 @@ def printed_part(view: RunView) -> Html | None:
 
 
 def of_report(part: Callable[[Run], Html | None]) -> Part:
-    """A part of the report."""
     return lambda view: part(view.run)
 
 

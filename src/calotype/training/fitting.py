@@ -120,7 +120,7 @@ def fitted_views(recipe: Recipe) -> int:
 
 
 def fitted_sides(recipe: Recipe) -> int:
-    """The same, with whole pictures and their mirror images."""
+    """Copies of each picture to which the prior is fitted: whole, mirrored where the recipe mirrors, and its views."""
     return 1 + recipe.flip + fitted_views(recipe)
 
 
@@ -232,7 +232,7 @@ def keep(run: Run | None, leg: str, fit: Callable[[], Constants]) -> Constants:
 
 
 def _fitted(run: Run, leg: str, fit: Callable[[], Constants]) -> Constants:
-    """Fitted now, if no checkpoint needs what was fitted before."""
+    """What `fit` returns. Raises `UserError` where a leg was already trained with other constants, now lost."""
     folder, finished = run.folder / "constants" / leg, run.state.legs.get(leg) == "finished"
     if not finished and not checkpoints(run.folder / "checkpoints", leg):
         if leg in run.state.constants:

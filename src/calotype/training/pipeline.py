@@ -107,7 +107,7 @@ class Pipeline:
 
     @property
     def _stoppable(self) -> StoppableReporter:
-        """For what is not saved on the way: a leg saves first."""
+        """Its bars end a step at once when asked to stop; a leg does not use it, since it must save first."""
         return StoppableReporter(self.reporter, self.stop)
 
     def train(self) -> None:
