@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -234,9 +235,7 @@ def as_file(name: str) -> dict[str, str]:
 
 def plain_name(name: str) -> str:
     """For a header: letters of ASCII, digits, and - _ . alone."""
-    return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else "_" for letter in name)[
-        :80
-    ]
+    return re.sub("[^A-Za-z0-9._-]", "_", name)[:80]
 
 
 # -- JSON and CSV ------------------------------------------------------------------------------------------------------
