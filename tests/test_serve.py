@@ -37,7 +37,7 @@ from calotype.serve.gallery import Gallery
 from calotype.serve.launching import Launcher, why_stopped
 from calotype.serve.library import id_of
 from calotype.serve.trained import is_at_hand, read_trained
-from calotype.serve.worker import model_of
+from calotype.serve.worker import Models
 from calotype.training.snapshot import snapshot
 from calotype.types import UserError, no_progress
 
@@ -108,15 +108,15 @@ def test_their_client_gets_our_pictures(theirs, model):
 
 def test_a_run_is_sampled_while_it_trains(client, folder):
     """From its newest checkpoint, by the process that samples; the model is opened again once there is another."""
-    run, cpu = shutil.copytree(folder / "run", folder / "going"), torch.device("cpu")
+    run, models = shutil.copytree(folder / "run", folder / "going"), Models(torch.device("cpu"))
     write_json(run / "run.json", {**read_json(run / "run.json"), "status": "training"})
     shutil.rmtree(run / "model")
-    newest, words = snapshot(run, cpu)
+    newest, words = snapshot(run, torch.device("cpu"))
     answer = client.post("/v1/images/generations", json={"model": "going", "seed": 5, "steps": 2})
-    first = model_of(run, cpu)
-    again = model_of(run, cpu) is first
+    first = models.of(run)
+    again = models.of(run) is first
     (run / "checkpoints" / "another").mkdir()
-    other = model_of(run, cpu)
+    other = models.of(run)
     shutil.rmtree(run)
     assert answer.status_code == 200 and "images" in words, answer.text
     made = Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"])))

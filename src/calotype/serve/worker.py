@@ -12,9 +12,10 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,17 +54,26 @@ class CancelledError(Exception):
 # -- Models ------------------------------------------------------------------------------------------------------------
 
 
-def model_of(folder: Path, device: torch.device) -> Model:
-    """Of a finished run its model, of any other its newest checkpoint, or its model until it has one.
+class Models:
+    """The models that were used last, each until its files change."""
 
-    Those used last stay open, each until its files change. Raises `UserError`.
-    """
-    return model_at(folder, version_of(folder), device)
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.open = device, OrderedDict[tuple[str, int | tuple[str, ...] | None], Model]()
 
+    def of(self, folder: Path) -> Model:
+        """Of a finished run its model, of any other its newest checkpoint, or its model until it has one.
 
-@lru_cache(KEPT_MODELS)
-def model_at(folder: Path, version: int | tuple[str, ...] | None, device: torch.device) -> Model:
-    return snapshot(folder, device)[0] if is_unfinished(folder) else load(folder, str(device))
+        Raises `UserError`.
+        """
+        key = str(folder), version_of(folder)
+        if key not in self.open:
+            self.open[key] = (
+                snapshot(folder, self.device)[0] if is_unfinished(folder) else load(folder, str(self.device))
+            )
+        self.open.move_to_end(key)
+        while len(self.open) > KEPT_MODELS:
+            self.open.popitem(last=False)
+        return self.open[key]
 
 
 def is_unfinished(folder: Path) -> bool:
@@ -265,7 +275,7 @@ class Worker:
 
     def __init__(self, source: BinaryIO, sink: BinaryIO, device: str) -> None:
         self.source, self.sink = source, sink
-        self.device, self.trained = find_device(device), Trained()
+        self.models, self.trained = Models(find_device(device)), Trained()
         self.cancelled, self.arrived = set[str](), threading.Condition()
         self.waiting: list[tuple[dict[str, Any], list[bytes]] | None] = []
         self.writing = threading.Lock()
@@ -302,7 +312,7 @@ class Worker:
             if asked["kind"] == "nearest":
                 self.search(job, Path(asked["folder"]), files)
                 return
-            model = model_of(Path(asked["folder"]), self.device)
+            model = self.models.of(Path(asked["folder"]))
             require_affordable(model, asked)
             calls, total = 0, calls_of(model, asked)
 
