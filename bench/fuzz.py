@@ -128,7 +128,7 @@ def readers() -> dict[str, Reader]:
         Reader("model.json", read_description, [(GOLDEN / "labels" / "model.json").read_bytes()]),
         Reader("run.json", read_state, stored("run.json")),
         Reader("plan.json", lambda file: Plan.read(file, Recipe()), stored("plan.json")),
-        Reader("split.json", lambda file: split_rule(file.parent, True), stored("split.json")),
+        Reader("split.json", lambda file: split_rule(file.parent), stored("split.json")),
         Reader("log.jsonl", read_events, stored("log.jsonl")),
         Reader("config.json", lambda file: read_autoencoder_config(file.parent), [CONFIG]),
     ]

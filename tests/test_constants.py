@@ -23,7 +23,7 @@ from test_checkpoint import go_on
 from test_train import interrupted_at, products, resume
 
 from calotype.cli import commands
-from calotype.files import read_json, sha256, whole_folder, write_json, write_tensors
+from calotype.files import read_json, sha256
 from calotype.model import load
 from calotype.priors import fit
 from calotype.priors.captions import CaptionedMixture
@@ -140,11 +140,11 @@ def test_what_is_read_is_what_was_written(form, tmp_path):
 @forms
 @pytest.mark.parametrize("place", ["prior", "mixture", "local"])
 def test_a_prior_without_kind_and_shape_is_recognised_by_its_tensors(form, place):
-    tensors = {f"network.{place}.{name}": value for name, value in FORMS[form]().state_dict().items()}
-    found = prior_in({**tensors, "network.other": torch.zeros(1)}, "network.")
+    tensors = {f"{place}.{name}": value for name, value in FORMS[form]().state_dict().items()}
+    found = prior_in({**tensors, "other": torch.zeros(1)})
     assert found.shape == FORMS[form]().shape
-    assert all(torch.equal(value, tensors[f"network.{place}.{name}"]) for name, value in found.state_dict().items())
-    assert prior_in(tensors, "average.") is None
+    assert all(torch.equal(value, tensors[f"{place}.{name}"]) for name, value in found.state_dict().items())
+    assert prior_in({"other": torch.zeros(1)}) is None
 
 
 def test_a_captioned_mixture_opens_under_the_names_of_version_0_1():
@@ -179,40 +179,6 @@ def test_what_stands_in_for_the_closed_form_in_training_is_kept_too(tmp_path, mo
     never_fitted(monkeypatch)
     resume(run)
     assert products(run) == products(straight)
-
-
-@kinds
-def test_a_run_of_an_earlier_version_resumes(stopped_copy, whole, kind):
-    """Its checkpoints hold what was fitted, twice, and there is no folder of constants."""
-    run, leg = stopped_copy(kind)
-    (path,) = (run / "checkpoints").glob(f"{leg}-*")
-    name = "mixture" if kind == "latent" else "local"
-    fitted = fitting.read_constants(run / "constants" / leg)[name].state_dict()
-    for name_of_leg in {leg, "denoiser"}:
-        for path in (run / "checkpoints").glob(f"{name_of_leg}-*"):
-            as_of_old(
-                path,
-                name if name_of_leg == leg else "mixture",
-                fitting.read_constants(run / "constants" / name_of_leg),
-            )
-    shutil.rmtree(run / "constants")
-    state = read_json(run / "run.json")
-    del state["constants"]
-    write_json(run / "run.json", state)
-    other = {key: value.clone() for key, value in fitted.items()}
-    resume(run)
-    assert products(run) == products(whole[kind])
-    kept = fitting.read_constants(run / "constants" / leg)[name].state_dict()
-    assert all(torch.equal(kept[key], value) for key, value in other.items())
-
-
-def as_of_old(path, name, kept):
-    tensors, state = load_file(path / "denoiser.safetensors"), read_json(path / "state.json")
-    for side in ("network", "average"):
-        tensors |= {f"{side}.{name}.{key}": value.clone() for key, value in kept[name].state_dict().items()}
-    with whole_folder(path) as again:
-        write_tensors(again / "denoiser.safetensors", tensors)
-        write_json(again / "state.json", state)
 
 
 def damage(folder, how):

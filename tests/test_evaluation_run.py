@@ -246,16 +246,6 @@ def test_the_runs_own_folder_by_name_is_split_as_the_run_has_it(run, tmp_path):
     assert one["measures"] == two["measures"] and one["pictures"] == two["pictures"]
 
 
-def test_a_run_of_an_earlier_version_is_judged_by_its_first_tenth_and_says_that_it_chose_by_them(run, tmp_path):
-    shutil.copytree(run, tmp_path / "run")
-    (tmp_path / "run" / "split.json").unlink()
-    facts = read_json(run / "run.json")
-    write_json(tmp_path / "run" / "run.json", {name: value for name, value in facts.items() if name != "split"})
-    printed = evaluate(tmp_path / "run", out=tmp_path / "out")
-    assert "its held-out pictures were used for choices" in printed
-    assert read_json(tmp_path / "out" / "evaluation.json")["pictures"] == {"train": 9, "validation": 1, "test": 1}
-
-
 @pytest.mark.parametrize("recorded", [True, False])
 def test_where_the_folder_has_changed_the_record_says_what_the_run_has_seen(run, tmp_path, recorded):
     """Of a run of an earlier version, which has none, nobody knows it."""

@@ -263,16 +263,13 @@ def test_captions_belong_to_a_run_as_its_recipe_reads_them_now(tmp_path, before,
     assert not console.printed
 
 
-def test_a_run_without_its_split_is_one_line_unless_an_earlier_version_has_made_it(tmp_path):
+def test_a_run_without_its_split_is_one_line(tmp_path):
     begun(tmp_path, pictures := write_pictures(tmp_path / "old", 40, classes=()))
     run = Run.open(tmp_path / "run")
     (run.folder / "split.json").unlink()
     for data in (None, pictures):
         with pytest.raises(UserError, match=r"run/split\.json is missing, which says on which .*; put it back"):
             resuming.read_again(run, SMALL, data, Keeper())
-    run.state.split = None
-    held_out = resuming.read_again(run, SMALL, None, Keeper()).split
-    assert torch.equal(held_out.test, held_out.validation)
 
 
 def test_other_pictures_are_split_by_the_fractions_of_the_run(tmp_path):

@@ -4,7 +4,6 @@ import asyncio
 import io
 import sys
 import zipfile
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 from serving import ADDRESS, PORT, RUN, client_of
 from test_report import fake_run, flat
 
-from calotype.serve import sampling, uploading, views
+from calotype.serve import sampling, uploading
 from calotype.serve.gallery import Gallery
 from calotype.serve.sampling import Job, Queue, SamplingProcess
 from calotype.serve.server import devices_of
@@ -77,22 +76,6 @@ def test_a_page_that_goes_before_it_is_answered_takes_no_place_of_those_that_lis
 
     asyncio.run(asyncio.wait_for(leave(), 30))
     assert client.app.app.state.listeners == 0
-
-
-def test_a_cover_that_another_thread_drops_meanwhile_is_shown(tmp_path, monkeypatch):
-    fake_run(tmp_path / "run", flat)
-
-    class Dropping(OrderedDict):
-        def __contains__(self, key):
-            found = super().__contains__(key)
-            self.clear()
-            return found
-
-    monkeypatch.setattr(views, "covers", Dropping())
-    client, gate = client_of(tmp_path)
-    for _ in range(2):
-        answer = client.get(f"/runs/{RUN}/cover", headers={"Authorization": f"Bearer {gate.token}"})
-        assert answer.status_code == 200 and answer.content.startswith(b"\x89PNG")
 
 
 def test_a_job_that_is_cancelled_on_its_way_to_a_process_is_not_begun(tmp_path):

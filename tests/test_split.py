@@ -12,7 +12,7 @@ from calotype.data import seen
 from calotype.data import split as module
 from calotype.data.duplicates import near_duplicate_pairs, near_duplicates, perceptual_hash, perceptual_hashes
 from calotype.data.folder import HashedFile, assemble, read_folder
-from calotype.data.split import DEFAULT, SplitConfig, SplitFile, legacy_split, quotas, recorded_split, stratified_split
+from calotype.data.split import DEFAULT, Split, SplitConfig, SplitFile, quotas, recorded_split, stratified_split
 from calotype.settings import parse_recipe, parse_split, read_overrides
 from calotype.types import NULL_LABEL, UserError
 
@@ -158,7 +158,8 @@ def test_near_duplicates_lie_on_one_side():
     turn = torch.randperm(140)
     prints = perceptual_hashes(every[turn])
     assert near_duplicates(perceptual_hashes(every[100:]), perceptual_hashes(every[:40])).all()
-    assert any(crossing(legacy_split(every[turn], labels[turn]), prints))  # a split that does not look cuts pairs
+    first = torch.arange(140) < 14
+    assert any(crossing(Split(~first, first, first), prints))  # a split that does not look cuts pairs
     split = stratified_split(every[turn], labels[turn], ("a", "b", "c"))
     assert crossing(split, prints) == [0, 0, 0]
     assert split.counts["test"] >= 14 and split.counts["validation"] >= 7 and len(split.notes) == 1
@@ -250,14 +251,6 @@ def test_a_recorded_split_is_the_same_again_and_other_pictures_are_split_anew():
         recorded_split(found)(pixels[:60], labels[:60]).as_json()
         == stratified_split(pixels[:60], labels[:60]).as_json()
     )
-
-
-def test_the_old_rule_holds_out_the_first_tenth_for_choices_and_reports():
-    for count, held_out in ((1, 1), (2, 1), (19, 1), (59, 5), (11_000, 1000)):
-        split = legacy_split(torch.zeros(count, 3, 1, 1, dtype=torch.uint8), torch.zeros(count, dtype=torch.long))
-        assert split.test.nonzero().flatten().tolist() == list(range(held_out))
-        assert torch.equal(split.validation, split.test)
-        assert count == 1 or torch.equal(split.train, ~split.test)
 
 
 def test_pictures_are_split_as_they_are_put_together():

@@ -82,7 +82,7 @@ def run_outcomes(run, place, number):
         "state": lambda: Run.open(folder),
         "recipe": lambda: parse_recipe(read_recipe(folder / "recipe.toml")),
         "plan": lambda: Plan.read(folder / "plan.json", parse_recipe(read_recipe(run / "recipe.toml"))),
-        "split": lambda: split_rule(folder, True),
+        "split": lambda: split_rule(folder),
         "constants": lambda: read_constants(folder / "constants" / "denoiser"),
     }
     found = [outcome(read, str(folder)) for read in readers.values()]

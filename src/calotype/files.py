@@ -239,7 +239,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def tensors_of(content: bytes, path: Path | str) -> dict[str, Tensor]:
-    """The same of a file at `path` with this content."""
+    """As `read_tensors`, of the content of a file that was at `path`."""
     return _loaded(load, content, path)
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 
+from calotype.data.folder import Pictures
 from calotype.files import checked, read_json, require_regular, write_json
 from calotype.tables import number
 from calotype.thinning import Thinning
@@ -135,7 +136,6 @@ class RunState(Stored):
     pictures: dict[str, int] = Field(default_factory=dict)
     """How many are in each set."""
     split: SplitRecord | None = None
-    """None where the run was made before there were three sets."""
     classes: list[str] = Field(default_factory=list)
     black_and_white: dict[str, Span] = Field(default_factory=dict)
     """Of grey pictures with more than 8 bits, by the kind of number: all that it is given are read with them."""
@@ -172,6 +172,10 @@ class RunState(Stored):
     """What it has started from; None for a run from nothing."""
     part: int = 1
     """Grows by 1 each time that it goes on after it was finished; then its origin is the part before."""
+
+    def is_of(self, pictures: Pictures) -> bool:
+        """Whether these are the pictures of the run, as far as captions are read with their captions."""
+        return self.content == pictures.content or self.uncaptioned == pictures.uncaptioned != ""
 
 
 def renamed_legs(text: str) -> str:

@@ -57,7 +57,7 @@ def test_portraits_in_two_halves(tmp_path):
     options = TrainOptions(tmp_path / "portraits", None, budget, tmp_path / "half.toml", out=tmp_path / "halves")
     halves = commands.train(options, Keeper())
     commands.resume(ResumeOptions(halves, budget=budget), Keeper())
-    pictures = read_folder(tmp_path / "portraits", 32, None, rule=split_rule(whole, True))
+    pictures = read_folder(tmp_path / "portraits", 32, None, rule=split_rule(whole))
     real = images_from_pixels(pictures.pixels[pictures.test_indices])
     there, here = distance(whole, real), distance(halves, real)
     print(f"FD-Lite0 of {len(real)} samples: {there:.1f} at once, {here:.1f} in two halves")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import psutil
@@ -49,14 +49,6 @@ PREPARATION = "upright, sRGB, over white, centre square, Lanczos with gap 3; ver
 CHANGED = "it changed while it was read; wait until it is complete, then start again"
 
 
-@runtime_checkable
-class Recorded(Protocol):
-    """What a run has recorded of its pictures: hashes, with captions, and without where none are read."""
-
-    content: str
-    uncaptioned: str | None
-
-
 @dataclass(frozen=True, eq=False)
 class Pictures:
     """All pictures of a folder at one size, decoded once, in the order of their content hashes.
@@ -92,10 +84,6 @@ class Pictures:
     def trained(self) -> int:
         """How many of all are trained on; as many as in a sample are held out."""
         return self.total - (len(self) - len(self.train_indices))
-
-    def has_content(self, recorded: Recorded) -> bool:
-        """Whether they are the pictures that are recorded, as far as captions are read with their captions."""
-        return recorded.content == self.content or recorded.uncaptioned == self.uncaptioned != ""
 
     def split_by(self, rule: SplitRule) -> Pictures:
         """The same pictures in other sets."""
@@ -134,7 +122,7 @@ class Pictures:
 
     @property
     def validation_indices(self) -> Int[Tensor, " validation"]:
-        """For every choice."""
+        """Of the set by which all is chosen: the end of training, the settings of sampling."""
         return self.split.validation.nonzero().flatten()
 
     @property

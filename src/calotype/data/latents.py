@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -56,36 +55,13 @@ class Sides:
         return 1 + self.flip + (0 if self.views is None else len(self.views.boxes))
 
 
-@runtime_checkable
-class StoredLatents(Protocol):
-    """Moments of the latents of all pictures on the first side, and of their mirror images or views on others."""
-
-    @property
-    def boxes(self) -> Boxes | None:
-        """Of the views, which are the last sides: (views, pictures, 4)."""
-        ...
-
-    @property
-    def sides(self) -> int: ...
-
-    def at(self, sides: Int[Tensor, " batch"], rows: Int[Tensor, " batch"]) -> StoredMoments: ...
-
-    def of(self, chosen: Int[Tensor, " _"], batch: int = 256) -> Iterator[StoredMoments]:
-        """The moments of these pictures as wholes, a batch at a time, first of one side, then of the other."""
-        ...
-
-
-def whole_sides(latents: StoredLatents) -> int:
-    """Sides that are not views."""
-    return latents.sides - (0 if latents.boxes is None else len(latents.boxes))
-
-
 @dataclass(frozen=True)
 class LatentCache:
-    """In memory."""
+    """Moments of the latents of all pictures in memory: on the first side, and of mirror images or views on others."""
 
     moments: Float[Tensor, "sides pictures moments height width"]  # float16; 2 * channels moments
     boxes: Float[Tensor, "views pictures 4"] | None = None
+    """Of the views, which are the last sides."""
 
     @property
     def sides(self) -> int:
@@ -95,13 +71,14 @@ class LatentCache:
         return self.moments[sides, rows]
 
     def of(self, chosen: Int[Tensor, " _"], batch: int = 256) -> Iterator[StoredMoments]:
+        """The moments of these pictures as wholes, a batch at a time, first of one side, then of the other."""
         for side in self.moments[: whole_sides(self)]:
             yield from side[chosen].split(batch)
 
 
 @dataclass(frozen=True)
 class MappedLatents:
-    """Means, mapped from files; the log-variance of a channel is that of the mean variance of all pictures."""
+    """The same as means, mapped from files; a channel has the log-variance of the mean variance of all pictures."""
 
     parts: Sequence[Means]
     log_variances: Float[Tensor, " channels"]
@@ -121,6 +98,14 @@ class MappedLatents:
         for side in range(whole_sides(self)):
             for rows in chosen.split(batch):
                 yield self.at(torch.full_like(rows, side), rows)
+
+
+StoredLatents = LatentCache | MappedLatents
+
+
+def whole_sides(latents: StoredLatents) -> int:
+    """Sides that are not views."""
+    return latents.sides - (0 if latents.boxes is None else len(latents.boxes))
 
 
 def cache_latents(

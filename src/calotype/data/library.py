@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
-from typing import Protocol, runtime_checkable
 
 from calotype.data.captions import CaptionFiles, Captions, read_captions
 from calotype.data.formats import UNAVAILABLE, Member, PictureFile
@@ -19,25 +18,6 @@ from calotype.data.shards import Shard, ShardIndex, open_shard
 from calotype.types import UserError
 
 NOT_DECODED = tuple(UNAVAILABLE)
-
-
-@runtime_checkable
-class PictureLibrary(Protocol):
-    """The files of a set of pictures, by their names with "/"."""
-
-    listing: Listing
-
-    def file(self, name: str) -> PictureFile: ...
-
-    def hashes(self, names: Sequence[str]) -> tuple[dict[str, Hashed], dict[str, str]]:
-        """Of the files that can be read, and why others were refused."""
-        ...
-
-    def maybe_deep(self, names: Sequence[str]) -> list[PictureFile]:
-        """Those that may have more than 8 bits."""
-        ...
-
-    def captions(self, names: Sequence[str]) -> tuple[Captions | None, CaptionFiles]: ...
 
 
 def open_library(place: Path) -> PictureLibrary:
@@ -52,7 +32,7 @@ def open_library(place: Path) -> PictureLibrary:
 
 
 class FolderLibrary:
-    """Files in a folder and its subfolders."""
+    """Files in a folder and its subfolders, by their names with "/"."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.listing = folder, find_pictures(folder)
@@ -61,9 +41,11 @@ class FolderLibrary:
         return self.folder / name
 
     def hashes(self, names: Sequence[str]) -> tuple[dict[str, Hashed], dict[str, str]]:
+        """Of the files that can be read, and why others were refused."""
         return hash_files(self.folder, names)
 
     def maybe_deep(self, names: Sequence[str]) -> list[PictureFile]:
+        """Those that may have more than 8 bits."""
         return [self.folder / name for name in names]
 
     def captions(self, names: Sequence[str]) -> tuple[Captions | None, CaptionFiles]:
@@ -140,3 +122,6 @@ class ShardLibrary:
         """The index of a picture's shard, the shard, and the row in it."""
         place = bisect(self.starts, self.rows[name]) - 1
         return self.indices[place], self.shards[place], self.rows[name] - self.starts[place]
+
+
+PictureLibrary = FolderLibrary | ShardLibrary

@@ -38,7 +38,7 @@ class Seen:
         return self.split_hashed(perceptual_hashes(pixels))
 
     def split_hashed(self, hashes: Hashes) -> Split:
-        """The same of pictures with these hashes."""
+        """As `split`, of pictures with these hashes."""
         sets = [self.train, self.validation, self.test]
         inside = np.stack([_are_among(hashes, others) for others in sets])
         rest = ~inside.any(0)
@@ -61,7 +61,7 @@ def _are_among(hashes: Hashes, others: OtherHashes) -> Bool[np.ndarray, " count"
 
 
 def seen_by(pictures: Pictures) -> Seen:
-    """By a run that is trained on these pictures."""
+    """What a run that is trained on these pictures sees."""
     hashes = perceptual_hashes(pictures.pixels)
     return Seen(*(hashes[inside.numpy()] for inside in pictures.split.sets.values()))
 

@@ -25,7 +25,6 @@ from calotype.types import NULL_LABEL, ByteImages, Config, Labels, UserError
 
 SPLIT_FILE, SPLIT_VERSION = "split.json", 1
 MAX_VALIDATION, MAX_TEST = 500, 2000
-MAX_LEGACY_HELD_OUT = 1000
 MAX_SPLIT_BYTES = 2**31
 """Of `split.json`: 11 bytes a picture."""
 MAX_GROUP = 64
@@ -186,13 +185,6 @@ def overlapping_split(strata: Strata, counts: tuple[int, int]) -> Split:
     return Split(torch.ones(count, dtype=torch.bool), validation, test, (note,))
 
 
-def legacy_split(pixels: ByteImages, labels: Labels, classes: Sequence[str] = (), named: Sequence[str] = ()) -> Split:
-    """The rule of runs without a recorded split: the first tenth was used for choices and for reports."""
-    count = len(labels)
-    held_out = torch.arange(count) < min(MAX_LEGACY_HELD_OUT, max(1, count // 10))
-    return Split(~held_out if count > 1 else held_out, held_out, held_out)
-
-
 class SplitFile(BaseModel):
     """`split.json`: the rows of each set, and the hash of the content whose rows they are."""
 
@@ -222,21 +214,18 @@ def recorded_split(record: SplitFile) -> SplitRule:
     return rule
 
 
-def split_rule(run: Path, recorded: bool) -> SplitRule:
-    """The rule by which the pictures of the run in this folder were split; `recorded` says whether it has a record, as
-    only runs of earlier versions have not. Raises `UserError` where that is missing or damaged."""
-    if (record := read_split(run)) is not None:
-        return recorded_split(record)
-    if not recorded:
-        return legacy_split
-    missing = f"{run / SPLIT_FILE} is missing, which says on which pictures the run is trained and which are held out"
-    raise UserError(f"{missing}; put it back from a copy, or start a new run")
+def split_rule(run: Path) -> SplitRule:
+    """The rule by which the pictures of the run in this folder were split. Raises `UserError` as `read_split`."""
+    return recorded_split(read_split(run))
 
 
-def read_split(run: Path) -> SplitFile | None:
-    """None for a run of an earlier version, which has no record. Raises `UserError` for a damaged one."""
+def read_split(run: Path) -> SplitFile:
+    """Raises `UserError` where the file is missing or damaged."""
     file = run / SPLIT_FILE
-    record: SplitFile | None = read_as(file, SplitFile, MAX_SPLIT_BYTES) if os.path.lexists(file) else None
+    if not os.path.lexists(file):
+        missing = f"{file} is missing, which says on which pictures the run is trained and which are held out"
+        raise UserError(f"{missing}; put it back from a copy, or start a new run")
+    record: SplitFile = read_as(file, SplitFile, MAX_SPLIT_BYTES)
     return record
 
 
@@ -246,9 +235,9 @@ def write_split(run: Path, split: Split, content: str) -> None:
 
 
 def is_split_of(run: Path, contents: Collection[str], count: int) -> bool:
-    """Whether the split that a run has recorded, if any, is of pictures with one of these hashes of their content."""
+    """Whether the split that a run has recorded is of pictures with one of these hashes of their content."""
     record = read_split(run)
-    return record is None or (record.count == count and record.content in (None, *contents))
+    return record.count == count and record.content in (None, *contents)
 
 
 def _mask(rows: Sequence[int], count: int) -> Bool[Tensor, " count"]:

@@ -107,7 +107,7 @@ def describe(facts: Facts) -> Phrase:
 
 
 def visible_attributes(facts: Facts) -> VisibleAttributes:
-    """The same as a table, in English."""
+    """The English caption as a table, by attribute."""
     phrases = {attribute: phrase[0] for attribute, phrase in _visible(facts)}
     return {"background": BACKGROUNDS[facts["primaryBackgroundColor"]][0], "style": facts["style"], **phrases}
 

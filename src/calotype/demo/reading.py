@@ -34,5 +34,5 @@ def pictures_of_run(
 ) -> Pictures:
     """As a run reads its own: with its split, classes, black and white. Raises `UserError` as `read_folder`, and where
     its split is missing or damaged."""
-    rule, state = split_rule(run.folder, run.state.split is not None), run.state
+    rule, state = split_rule(run.folder), run.state
     return read_pictures(folder, size, cache, progress, rule, state.classes, levels=state.black_and_white)

@@ -223,8 +223,9 @@ def psnr(real: Images, fake: Images) -> Float[Tensor, " batch"]:
     return 10 * torch.log10(PEAK**2 / (fake - real).square().mean((1, 2, 3)))
 
 
-def mean_psnr(images: Images, others: Images) -> float:
-    return float(psnr(images, others).clamp(max=EQUAL_PSNR).mean())
+def mean_psnr(images: Images, others: Images, most: float = EQUAL_PSNR) -> float:
+    """In dB, where that of a picture counts as `most` at most."""
+    return float(psnr(images, others).clamp(max=most).mean())
 
 
 def ssim(real: Images, fake: Images) -> Float[Tensor, " batch"]:

@@ -111,11 +111,9 @@ def split_by(candidate: Candidate, pictures: Pictures, read_own: ReadOwn) -> Spl
 
 
 def split_by_itself(candidate: Candidate, pictures: Pictures, read_own: ReadOwn) -> Split | None:
-    """The same, of the run alone."""
-    if is_own(candidate, pictures):
-        return split_rule(candidate.run.folder, candidate.run.state.split is not None)(
-            pictures.pixels, pictures.labels, pictures.classes
-        )
+    """As `split_by`, without what earlier runs have seen, from whose networks this one has started."""
+    if candidate.run.state.is_of(pictures):
+        return split_rule(candidate.run.folder)(pictures.pixels, pictures.labels, pictures.classes)
     if (own := read_seen(candidate.run.folder, OWN_FILE)) is None:
         if (trained := read_own(candidate)) is None:
             return None
@@ -123,10 +121,6 @@ def split_by_itself(candidate: Candidate, pictures: Pictures, read_own: ReadOwn)
     hashes = perceptual_hashes(pictures.pixels)
     train, validation = (torch.from_numpy(near_duplicates(hashes, others)) for others in (own.train, own.validation))
     return Split(train, validation & ~train, ~(train | validation))
-
-
-def is_own(candidate: Candidate, pictures: Pictures) -> bool:
-    return pictures.has_content(candidate.run.state)
 
 
 def unseen_by_all(splits: Sequence[Split | None], count: int) -> Split:
@@ -145,7 +139,7 @@ def with_unseen(candidate: Candidate, pictures: Pictures, trained: Pictures | No
     """
     split = split_by(candidate, pictures, lambda _: trained)
     unseen = unseen_by_all([None], len(pictures)) if split is None else split
-    if not unseen.test.any() and (not is_own(candidate, pictures) or pictures.split.test.any()):
+    if not unseen.test.any() and (not candidate.run.state.is_of(pictures) or pictures.split.test.any()):
         raise UserError(
             f"the run has seen all {len(pictures):,} pictures in training, so they say nothing of how it does on new "
             f"ones; give pictures that are not among its training pictures, or leave --data out"
@@ -154,7 +148,7 @@ def with_unseen(candidate: Candidate, pictures: Pictures, trained: Pictures | No
 
 
 def notes_on_split(name: str, candidate: Candidate, split: Split | None, pictures: Pictures) -> list[str]:
-    """Whether the run, which the notes call `name`, was trained on other pictures or has no validation set."""
+    """What the run, which the notes call `name`, has seen of the pictures, and whether it was trained on others."""
     return [*_origin_notes(name, candidate, split, pictures), *_own_notes(name, candidate, split, pictures)]
 
 
@@ -163,7 +157,7 @@ def _origin_notes(name: str, candidate: Candidate, split: Split | None, pictures
     origin = candidate.run.state.origin
     if origin is not None and not origin.seen:
         return [f"{name} has started from {origin.run}, and not all of what that was trained on is known"]
-    left_out = int((pictures.split.test & ~split.test).sum()) if split and is_own(candidate, pictures) else 0
+    left_out = int((pictures.split.test & ~split.test).sum()) if split and candidate.run.state.is_of(pictures) else 0
     if not left_out:
         return []
     if origin is None:
@@ -174,9 +168,8 @@ def _origin_notes(name: str, candidate: Candidate, split: Split | None, pictures
 
 
 def _own_notes(name: str, candidate: Candidate, split: Split | None, pictures: Pictures) -> list[str]:
-    if is_own(candidate, pictures):
-        old = "was made by an earlier version, without a validation set: its held-out pictures were used for choices"
-        return [f"{name} {old}"] if candidate.run.state.split is None else []
+    if candidate.run.state.is_of(pictures):
+        return []
     if split is None:
         unknown = "was trained on other pictures, which cannot be read or have changed"
         return [f"{name} {unknown}, so it is not known whether it has seen those that samples are compared with"]

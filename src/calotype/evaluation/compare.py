@@ -56,11 +56,11 @@ def compare(
 ) -> ComparisonResult:  # fmt: skip
     """Writes `compare.json` and a grid of samples of every run into `out`; returns what the first holds.
 
-    Raises `UserError` for data that cannot be read, and an `out` that has other files.
+    Raises `UserError` for data that cannot be read.
     """
     if count < 2:
         raise UserError(f"count is {count}, but must be at least 2; try 200")
-    check_comparison_folder(out)
+    make_folder(out)
     name = runs[0].run.state.data if data is None else remote_address(data) or str(data)
     pictures = read(name, runs[0].size)
     splits = [split_by(candidate, pictures, read_own) for candidate in runs]
@@ -93,14 +93,6 @@ def compare(
     )
     write_result(out / COMPARISON_FILE, result)
     return result
-
-
-def check_comparison_folder(out: Path) -> None:
-    """An earlier comparison is written over; nothing else is."""
-    known = out.is_dir() and ((out / COMPARISON_FILE).exists() or all(path.name == "cache" for path in out.iterdir()))
-    if out.exists() and not known:
-        raise UserError(f"--out {out} is not an empty folder; choose another")
-    make_folder(out)
 
 
 def other_classes(runs: Sequence[Candidate], pictures: Pictures) -> list[str]:

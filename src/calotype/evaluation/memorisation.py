@@ -233,7 +233,7 @@ def memorisation(
 
 
 def beside(some: Compared, others: Compared) -> Compared:
-    """Both, without their mirror images."""
+    """The rows of both; mirror images are left out."""
     return Compared(
         *(np.concatenate([getattr(each, name) for each in (some, others)]) for name in ("features", "pixels"))
     )

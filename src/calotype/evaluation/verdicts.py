@@ -129,12 +129,12 @@ def lower(ours: Estimate, theirs: Estimate) -> str:
 
 
 def fewer(ours: int | float, theirs: int | float) -> str:
-    """The same of what is counted exactly."""
+    """Whether the claim that ours is lower is borne out, for exact counts."""
     return CONFIRMED if ours < theirs else REFUTED
 
 
 def equal(ours: Estimate, theirs: Estimate) -> bool:
-    """Intervals that overlap because they are wide show nothing."""
+    """Whether the intervals overlap and are narrow: wide ones overlap without showing anything."""
     precise = all(each.high - each.low <= 2 * PRECISE * abs(each.value) for each in (ours, theirs))
     return precise and not ours.apart(theirs)
 

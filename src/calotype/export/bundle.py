@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,17 +58,22 @@ Equal seeds give the pictures of Calotype in float32, to a level of 8 bits.
 """
 
 
-def export_onnx(model: Model, folder: Path, progress: Progress = no_progress, card: Path | None = None) -> Difference:
+def export_onnx(
+    model: Model, folder: Path, progress: Progress = no_progress, card: Path | None = None,
+    readme: str = BUNDLE_README, files: Iterable[Path] = (),
+) -> Difference:  # fmt: skip
     """Writes the bundle of a model on the CPU, and returns how far its pictures are from ours.
 
-    `card` is the model's card, of which a copy is put into it. Raises `UserError` where packages are missing, and where
-    pictures differ by more than a level of 8 bits; then there is no folder.
+    Copies of `card`, the model's card, and of further `files` are put into it. Raises `UserError` where packages are
+    missing, and where pictures differ by more than a level of 8 bits; then there is no folder.
     """
     require_packages("onnx", "onnxscript", "onnxruntime")
     model = in_float32(model)
     with whole_folder(folder) as path:
         write_bundle(model, path, progress)
-        write_readme(path, BUNDLE_README, card)
+        write_readme(path, readme, card)
+        for file in files:
+            shutil.copy(file, path / file.name)
         return picture_differences(model, path).checked()
 
 

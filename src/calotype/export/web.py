@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from calotype.export.bundle import STANDALONE, in_float32, require_packages, write_bundle, write_readme
-from calotype.export.check import Difference, picture_differences
-from calotype.files import whole_folder
+from calotype.export.bundle import STANDALONE, export_onnx
+from calotype.export.check import Difference
 from calotype.model import Model
 from calotype.nets.frozen import FrozenConfig
 from calotype.types import Progress, UserError, no_progress
@@ -31,20 +29,14 @@ def export_web(
     model: Model, folder: Path, runtime: Path | None = None, progress: Progress = no_progress, card: Path | None = None
 ) -> Difference:
     """As `export_onnx`, with the page and the files of onnxruntime-web, whose npm package is in `runtime`."""
-    require_packages("onnx", "onnxscript", "onnxruntime")
     if model.image_size > LARGEST_WEB:
         raise UserError(
             f"this model's pictures have {model.image_size} px, but a page is for up to {LARGEST_WEB} px; try --to onnx"
         )
     if isinstance(model.recipe.denoiser.text, FrozenConfig):
         raise UserError("the page reads no prompts with a pretrained text encoder; try --to onnx")
-    files, model = runtime_files(runtime), in_float32(model)
-    with whole_folder(folder) as path:
-        write_bundle(model, path, progress)
-        write_readme(path, WEB_README, card)
-        for file in (*(STANDALONE / name for name in PAGE_FILES), *files):
-            shutil.copy(file, path / file.name)
-        return picture_differences(model, path).checked()
+    files = [*(STANDALONE / name for name in PAGE_FILES), *runtime_files(runtime)]
+    return export_onnx(model, folder, progress, card, WEB_README, files)
 
 
 def runtime_files(runtime: Path | None = None) -> list[Path]:

@@ -109,7 +109,8 @@ def propose(
         **imported,
     }
     reasons = {"precision": machine.why_precision}
-    proposal["flip"], reasons["flip"] = choose_flip(pictures, reads_captions(pictures, settings))
+    captioned = reads_captions(pictures, settings)
+    proposal["flip"], reasons["flip"] = choose_flip(pictures, captioned)
     base, reduction, channels, sigma_data = outline.chain[0], 1, 3, 1.0
     if kind == "latent":
         own = resources.get("autoencoder", NO_RESOURCES)
@@ -124,7 +125,6 @@ def propose(
         check_tokens(outline.chain, reduction)
     side = max(1, base // reduction)
     proposal["denoiser"] = choose_denoiser(pictures, side, channels, sigma_data, resources["denoiser"])
-    captioned = reads_captions(pictures, settings)
     allowed, reasons["views"] = choose_views(pictures, kind, base, bool(imported), captioned)
     proposal["denoiser"]["views"] *= allowed
     if kind == "latent" and not imported:

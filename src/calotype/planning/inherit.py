@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -26,32 +26,24 @@ MOST_WORSE = 1.0
 """dB. The closed form of some pictures is about as good for others of their kind; for another kind it loses more."""
 
 
-class Inherited(NamedTuple):
-    settings: dict[str, Any]
-    """To lay over what is proposed for the pictures, and below what the user has set."""
-    reasons: dict[str, str]
-    """By what a plan explains."""
-
-
-NOTHING = Inherited({}, {})
-
-
-def inherit(start: WarmStart | None, pictures: Pictures, wanted: dict[str, Any], device: torch.device) -> Inherited:
-    """What to take over, given what the user has `wanted`.
+def inherit(
+    start: WarmStart | None, pictures: Pictures, wanted: dict[str, Any], device: torch.device
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Settings to lay over what is proposed and below those that the user has `wanted`, and the plan's reasons.
 
     An autoencoder is kept unless a new one begins much better.
     """
     if start is None:
         if wanted.get("space", {}).get("kind") == "run":
             raise UserError("space.kind is run, but there is no run to start from; add --from RUN, or leave it out")
-        return NOTHING
+        return {}, {}
     settings = start.settings(wanted, any(pictures.captions.of) if pictures.captions else False)
     if start.again is not None:
-        return Inherited(settings, {"autoencoder": "the run goes on"})
+        return settings, {"autoencoder": "the run goes on"}
     if "space" not in settings or "space" in wanted:
-        return Inherited(settings, {})
+        return settings, {}
     kept, why = compare_autoencoders(start, pictures.shrunk(start.recipe.chain[0]), device)
-    return Inherited(settings if kept else without(settings, "space"), {"autoencoder": why})
+    return settings if kept else without(settings, "space"), {"autoencoder": why}
 
 
 def compare_autoencoders(start: WarmStart, pictures: Pictures, device: torch.device) -> tuple[bool, str]:

@@ -9,7 +9,7 @@ closed form, and the network learns the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,20 +48,6 @@ Windows = Float[Tensor, "window neighbour"]
 Clusters = Int[Tensor, " window"]
 
 
-@runtime_checkable
-class Clustered(Protocol):
-    """Windows with their clusters."""
-
-    @property
-    def clusters(self) -> Clusters: ...
-
-    def times(
-        self, patches: Float[Tensor, "window value"], matrices: Float[Tensor, "cluster value other"]
-    ) -> Float[Tensor, "window other"]:
-        """The patch of each window, a row, times the matrix of its cluster."""
-        ...
-
-
 class ByCluster(NamedTuple):
     """Windows sorted by their cluster, so that the matrix of each cluster is applied in one product."""
 
@@ -80,6 +66,7 @@ class ByCluster(NamedTuple):
     def times(
         self, patches: Float[Tensor, "window value"], matrices: Float[Tensor, "cluster value other"]
     ) -> Float[Tensor, "window other"]:
+        """The patch of each window, a row, times the matrix of its cluster."""
         products = torch.cat([part @ matrix for part, matrix in zip(self.split(patches), matrices, strict=True)])
         return torch.empty_like(products).index_copy_(0, self.order, products)
 
@@ -97,6 +84,9 @@ class Gathered(NamedTuple):
         images = patches.unflatten(0, (-1, self.each)), self.clusters.unflatten(0, (-1, self.each))
         parts = zip(*(values.split(WINDOWS_GATHERED, 1) for values in images), strict=True)
         return torch.cat([(part[:, :, None] @ matrices[cluster])[:, :, 0] for part, cluster in parts], 1).flatten(0, 1)
+
+
+Clustered = ByCluster | Gathered
 
 
 class PatchPosterior(NamedTuple):

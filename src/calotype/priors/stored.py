@@ -48,14 +48,14 @@ def described(about: PriorDescription, source: str = "the file") -> Prior:
         raise UserError(f"{source}: no prior of kind {about.kind} has the shape {shape!r:.80}; copy it again") from None
 
 
-def prior_in(tensors: Mapping[str, Tensor], denoiser: str = "", source: str = "the denoiser") -> Prior | None:
-    """The prior among the tensors of a denoiser, whose names start with `denoiser`; None where there is none.
+def prior_in(tensors: Mapping[str, Tensor], source: str = "the denoiser") -> Prior | None:
+    """The prior among the tensors of a denoiser; None where there is none.
 
     For files that do not store its kind and shape: the names and shapes of the tensors imply them. Raises `UserError`
     where they do not; `source` is for its message.
     """
     own: dict[str, Tensor] = {}
-    for prefix in (denoiser + name for name in PREFIXES):
+    for prefix in PREFIXES:
         own |= {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     if not own:
         return None

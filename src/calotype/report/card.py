@@ -24,7 +24,7 @@ from calotype.report.evaluation import (
     measured_with_text,
     read_evaluation,
 )
-from calotype.report.folder import origin_text, read_run, settings_of
+from calotype.report.folder import origin_text, read_run, settings_of, takes_prompts
 from calotype.report.format import count, scaled
 from calotype.run import PORTRAITS, Run, read_mapping
 from calotype.tables import number, numbers, within
@@ -75,8 +75,7 @@ def card_lines(run: Run, result: EvaluationResult | None) -> Iterator[str]:
 def tag_lines(run: Run) -> Iterator[str]:
     """By which hubs find a model."""
     settings = settings_of(run)
-    reads_text = within(settings, "denoiser", "text").get("kind", "none") != "none"
-    yield from ("library_name: calotype", f"pipeline_tag: {'text-to-image' if reads_text else UNCONDITIONAL}")
+    yield from ("library_name: calotype", f"pipeline_tag: {'text-to-image' if takes_prompts(run) else UNCONDITIONAL}")
     kind = "cascaded-diffusion" if len(settings.get("stages") or []) > 1 else "latent-diffusion"
     yield from ("tags:", "- calotype", "- diffusion", f"- {kind}")
 

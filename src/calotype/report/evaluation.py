@@ -17,7 +17,7 @@ from calotype.evaluation.results import (
     read_result,
 )
 from calotype.report.format import UNKNOWN, count, digits, guidance, interval, measure_name, sentence
-from calotype.report.html import Html, Row, aside, bullets, details, figure, section, table, tag
+from calotype.report.html import Html, Row, aside, bullets, figure, prompt_list, section, table, tag
 from calotype.run import Run
 
 PLATE_BYTES = 500_000
@@ -188,7 +188,7 @@ def alignment_table(run: Run, aligned: Alignment) -> Iterator[Html | None]:
     yield table(alignment_heads(aligned), alignment_rows(aligned))
     if aligned.prompts:
         yield figure(run.folder / PROMPTED_FILE, "The first prompts of each language, in rows.", 1400, PLATE_BYTES)
-        yield details("The prompts, in reading order", tag("ol", *(tag("li", prompt) for prompt in aligned.prompts)))
+        yield prompt_list(aligned.prompts)
 
 
 # -- The terminal ------------------------------------------------------------------------------------------------------

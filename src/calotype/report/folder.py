@@ -9,7 +9,7 @@ from typing import Any
 from calotype.report.format import count, duration
 from calotype.run import Run
 from calotype.settings import MAX_RECIPE
-from calotype.tables import number, parse_toml
+from calotype.tables import number, parse_toml, within
 from calotype.types import UserError
 
 MOST_ORIGINS = 8
@@ -75,3 +75,8 @@ def settings_of(run: Run) -> dict[str, Any]:
         return parse_toml(recipe_text(run))
     except ValueError:
         return {}
+
+
+def takes_prompts(run: Run) -> bool:
+    """Whether its model was trained with captions."""
+    return within(settings_of(run), "denoiser", "text").get("kind", "none") != "none"

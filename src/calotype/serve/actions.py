@@ -120,9 +120,7 @@ async def keep_nearest(run: str, job: Job, chosen: Sequence[str]) -> None:
         for picture, content, note in zip(chosen, job.pictures, job.notes, strict=False):
             with contextlib.suppress(RefusedRequest):  # it was removed meanwhile
                 gallery.keep_nearest(picture, content, note)
-        entries = {entry["id"]: entry for entry in gallery.entries()}
-        there = [each for each in chosen if each in entries]
-        return {"ids": there, "figures": [gallery_figure(run, entries[each]).code for each in there]}
+        return figures_of(run, gallery, chosen)
 
     await keep_once_ended(job, keep)
 
@@ -132,11 +130,16 @@ async def keep_in_gallery(run: str, job: Job) -> None:
 
     def keep() -> dict[str, Any]:
         gallery, about = Gallery(job.folder), {**job.asked, "kind": job.kind, "order": time.time()}
-        ids = gallery.add(job.pictures, about)
-        entries = {entry["id"]: entry for entry in gallery.entries()}
-        return {"ids": ids, "figures": [gallery_figure(run, entries[each]).code for each in ids]}
+        return figures_of(run, gallery, gallery.add(job.pictures, about))
 
     await keep_once_ended(job, keep)
+
+
+def figures_of(run: str, gallery: Gallery, ids: Sequence[str]) -> dict[str, Any]:
+    """Markup of these pictures, as far as they have not been removed meanwhile."""
+    entries = {entry["id"]: entry for entry in gallery.entries()}
+    there = [each for each in ids if each in entries]
+    return {"ids": there, "figures": [gallery_figure(run, entries[each]).code for each in there]}
 
 
 async def keep_once_ended(job: Job, keep: Callable[[], Any]) -> None:
@@ -237,17 +240,14 @@ def named_folder(path: str) -> str:
     return str(place)
 
 
-async def cancel_run(request: Request) -> Response:
-    """Ends a run whose plan is being made."""
-    started = await run_in_threadpool(started_of, request)
-    await run_in_threadpool(launcher_of(request).cancel, started)
+def cancel_run(request: Request) -> Response:
+    launcher_of(request).cancel(started_of(request))
     return json_response({"asked": "to end"}, 202)
 
 
-async def forget_run(request: Request) -> Response:
-    """Takes a run that never began off the list."""
-    started = await run_in_threadpool(started_of, request)
-    await run_in_threadpool(launcher_of(request).forget, started)
+def forget_run(request: Request) -> Response:
+    started = started_of(request)
+    launcher_of(request).forget(started)
     return json_response({"forgotten": started.id})
 
 
@@ -260,9 +260,8 @@ def started_of(request: Request) -> StartedRun:
     return started
 
 
-async def stop_run(request: Request) -> Response:
-    folder = await run_in_threadpool(folder_of, request)
-    await run_in_threadpool(launcher_of(request).stop, request.path_params["run"], folder)
+def stop_run(request: Request) -> Response:
+    launcher_of(request).stop(request.path_params["run"], folder_of(request))
     return json_response({"asked": "to stop"}, 202)
 
 

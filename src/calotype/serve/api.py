@@ -24,23 +24,15 @@ from calotype.serve.sampling import Job, Queue
 STATUS_OF_END = {"refused": 400, "cancelled": 409, "failed": 503}
 
 
-def drawn_seed() -> int:
-    return secrets.randbelow(2**31)
-
-
 def can_sample(folder: Path) -> bool:
     """Whether there is a model, or a checkpoint of its denoiser."""
     return (folder / "model" / "model.json").is_file() or any((folder / "checkpoints").glob("denoiser-*"))
 
 
-async def models(request: Request) -> Response:
+def models(request: Request) -> Response:
     """The runs that can be sampled."""
     library: Library = request.app.state.library
-    return json_response({"object": "list", "data": await run_in_threadpool(listed_models, library)})
-
-
-def listed_models(library: Library) -> list[dict[str, Any]]:
-    return [
+    listed = [
         {
             "id": summary.folder.name, "object": "model", "owned_by": "calotype",
             "created": seconds_of(summary.created), "state": summary.state, "kind": summary.kind,
@@ -48,6 +40,7 @@ def listed_models(library: Library) -> list[dict[str, Any]]:
         }
         for _, summary in library.summaries() if can_sample(summary.folder)
     ]  # fmt: skip
+    return json_response({"object": "list", "data": listed})
 
 
 def seconds_of(date: str) -> int:
@@ -91,7 +84,7 @@ async def pictures(request: Request, kind: str, asked: Generation, files: Sequen
 def sampling_fields(asked: Any, folder: Path, count: int, size: str) -> dict[str, Any]:
     """As `serve.worker` takes them. Raises `RefusedRequest` for a size that cannot be."""
     about = asked.model_dump(include={"label", "negative", "steps", "guidance", "strength"}, exclude_none=True)
-    about |= {"count": count, "seed": drawn_seed() if asked.seed is None else asked.seed, **sides(size)}
+    about |= {"count": count, "seed": secrets.randbelow(2**31) if asked.seed is None else asked.seed, **sides(size)}
     classes = Run.open(folder).state.classes
     if asked.prompt and asked.prompt in classes and "label" not in about:  # clients know no labels
         return {**about, "label": asked.prompt}

@@ -23,9 +23,9 @@ MOST_AT_ONCE = 2**18
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-def event(data: Any, kind: str = "", place: int | None = None) -> str:
+def event(data: Any, kind: str, place: int | None = None) -> str:
     """JSON has no line breaks, so that it is one line of an event."""
-    lines = [f"event: {kind}"] * bool(kind) + [f"id: {place}"] * (place is not None)
+    lines = [f"event: {kind}", *[f"id: {place}"] * (place is not None)]
     return "\n".join([*lines, f"data: {json.dumps(data)}", "", ""])
 
 
@@ -51,14 +51,14 @@ async def run_events(request: Request) -> StreamingResponse:
     library: Library = request.app.state.library
     folder = await run_in_threadpool(library.find, request.path_params["run"])
     since = request.headers.get("last-event-id", request.query_params.get("since", ""))
-    place = int(since) if since.isdecimal() and len(since) < 16 else size_of_log(folder / "log.jsonl")
+    place = int(since) if since.isdecimal() and len(since) < 16 else file_stamp(folder / "log.jsonl")[1]
     return stream(request, log_events(request, folder, place))
 
 
 async def log_events(request: Request, folder: Path, place: int) -> AsyncIterator[str]:
     log, noted, quiet = folder / "log.jsonl", request.app.state.launcher.noted(request.path_params["run"]), 0.0
     key: tuple[Any, ...] | None = None
-    place = min(place, size_of_log(log))
+    place = min(place, file_stamp(log)[1])
     yield "retry: 1000\n\n"
     while not (request.app.state.queue.stopped or await request.is_disconnected()):
         lines, place = await run_in_threadpool(lines_from, log, place)
@@ -73,10 +73,6 @@ async def log_events(request: Request, folder: Path, place: int) -> AsyncIterato
             yield ": still here\n\n"
         await asyncio.sleep(POLL_SECONDS)
         quiet += POLL_SECONDS
-
-
-def size_of_log(log: Path) -> int:
-    return log.stat().st_size if log.is_file() else 0
 
 
 def lines_from(log: Path, place: int) -> tuple[list[tuple[Any, int]], int]:

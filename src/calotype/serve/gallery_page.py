@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from calotype.report.folder import settings_of
+from calotype.report.folder import takes_prompts
 from calotype.report.html import Content, Html, aside, masthead, tag
 from calotype.run import Run
 from calotype.serve.answers import document
 from calotype.serve.gallery import Gallery
 from calotype.serve.pages import field, link, select
 from calotype.serve.trained import is_at_hand
-from calotype.tables import within
 
 REQUEST_KINDS = {
     "sample": "Samples",
@@ -99,11 +98,6 @@ def sampling_form(of: Run) -> Html:
         class_="actions",
     )
     return tag("form", tag("div", *fields, class_="fields"), more, buttons, id="sampling", class_="panel")
-
-
-def takes_prompts(of: Run) -> bool:
-    """Whether the model was trained with captions."""
-    return within(settings_of(of), "denoiser", "text").get("kind", "none") != "none"
 
 
 def gallery_figure(run: str, entry: dict[str, Any]) -> Html:

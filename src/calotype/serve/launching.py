@@ -170,7 +170,6 @@ class Launcher:
             write_json(self.noted(run), {**about, "code": code, "began": began})
 
     def last_lines(self, run: str) -> list[str]:
-        """What its process has printed last."""
         try:
             text = read_bytes(self.printed(run)).decode("utf-8", "replace")
         except UserError:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from calotype.report.runs import RunSummary, summarize_folder
 from calotype.serve.answers import RefusedRequest, without_folders
 from calotype.training.process import owner_of
 
-ID_LETTERS = 12
+ID_LETTERS, SUMMARIES_KEPT = 12, 2**14
 WATCHED_FILES = ("run.json", "log.jsonl", "evaluation.json", "sweep.json", "plan.json", "console.json")
 SUMMARY_KEYS = (
     "name", "state", "kind", "chain", "data", "created", "seconds", "parameters", "psnr", "held_out_loss", "fd_lite0",
@@ -46,8 +46,6 @@ class Library:
     """The runs right below `folder`. What was read of a run is kept until its files change."""
 
     folder: Path
-    kept: dict[str, tuple[tuple[Any, ...], RunSummary]] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def folders(self) -> Iterator[tuple[str, Path]]:
         """Ids and folders; links, which may lead out of here, are left out."""
@@ -72,22 +70,20 @@ class Library:
                 return folder
         raise RefusedRequest(404, f"there is no model {name!r:.80} here; GET /v1/models lists them", "model")
 
-    def summary(self, run: str, folder: Path) -> RunSummary:
-        key = state_key(folder)
-        with self.lock:
-            before = self.kept.get(run)
-        if before is not None and before[0] == key:
-            return before[1]
-        summary = summarize_folder(folder)
-        summary = replace(summary, problem=without_folders(summary.problem, folder))
-        with self.lock:
-            self.kept[run] = key, summary
-        return summary
+    def summary(self, folder: Path) -> RunSummary:
+        return summary_at(folder, state_key(folder))
 
     def summaries(self) -> list[tuple[str, RunSummary]]:
         """Newest first."""
-        runs = [(run, self.summary(run, folder)) for run, folder in self.folders()]
+        runs = [(run, self.summary(folder)) for run, folder in self.folders()]
         return sorted(runs, key=lambda pair: (pair[1].created, pair[1].folder.name), reverse=True)
+
+
+@lru_cache(SUMMARIES_KEPT)
+def summary_at(folder: Path, key: tuple[Any, ...]) -> RunSummary:
+    """Of a run while its `state_key` is this one."""
+    summary = summarize_folder(folder)
+    return replace(summary, problem=without_folders(summary.problem, folder))
 
 
 def as_json(run: str, summary: RunSummary) -> dict[str, Any]:

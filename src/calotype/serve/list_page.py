@@ -95,17 +95,16 @@ def runs_table(runs: RunList) -> Html:
     head = tag(
         "tr",
         tag("th", tag("span", "Mark", class_="unseen"), scope="col", role="columnheader"),
-        *(head_cell(key) for key in list(COLUMNS)[1:]),
+        *(
+            tag("th", tag("button", words, type="button"), scope="col", role="columnheader")
+            for key, words in COLUMNS.items()
+            if key
+        ),
         role="row",
     )
     rows = tag("tbody", *(row.markup for row in runs.rows), role="rowgroup")
     body = tag("table", tag("thead", head, role="rowgroup"), rows, class_="runs figures", id="list", role="table")
     return tag("form", tag("div", body, class_="wide"), action="/compare", method="get", id="runs")
-
-
-def head_cell(key: str) -> Html:
-    """A button sorts by the column."""
-    return tag("th", tag("button", COLUMNS[key], type="button"), scope="col", role="columnheader")
 
 
 # -- Rows --------------------------------------------------------------------------------------------------------------

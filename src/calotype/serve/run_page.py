@@ -29,6 +29,7 @@ from calotype.run import BEFORE_FOLDER, PORTRAITS, Run, read_mapping
 from calotype.serve.answers import document, live
 from calotype.serve.api import can_sample
 from calotype.serve.launching import StartedRun, command_line, training_command, why_not_started, why_stopped
+from calotype.serve.library import file_stamp
 from calotype.serve.pages import field, link
 from calotype.serve.trained import is_at_hand
 from calotype.tables import number
@@ -75,19 +76,15 @@ Part = Callable[[RunView], Html | None]
 
 def page_of_run(view: RunView) -> str:
     # what changes while it trains is in parts that the script replaces
-    parts = [live_part(name, view) for name in PARTS]
+    parts = [tag("div", content_of_part(name, view), data_part=name) for name in PARTS]
     kicker = (
         f"{kind} diffusion" if (kind := view.run.plan.get("kind")) else "",
         square(number(view.run.plan.get("size"))),
     )
     top = masthead(kicker, view.run.folder.name)
-    about = {"page": "run", "run": view.id, "size": str(log_size(view.run.folder))}
+    about = {"page": "run", "run": view.id, "size": str(file_stamp(view.run.folder / "log.jsonl")[1])}
     news = tag("p", id="news", role="status", class_="unseen")
     return document(view.run.folder.name, top, news, *parts, about=about)
-
-
-def live_part(name: str, view: RunView) -> Html:
-    return tag("div", content_of_part(name, view), data_part=name)
 
 
 def parts_of_run(view: RunView) -> dict[str, str]:
@@ -103,11 +100,6 @@ def content_of_part(name: str, view: RunView) -> Html | None:
 
     part.__name__ = name
     return guarded(part, view.run)
-
-
-def log_size(folder: Path) -> int:
-    log = folder / "log.jsonl"
-    return log.stat().st_size if log.is_file() else 0
 
 
 # -- Status ------------------------------------------------------------------------------------------------------------
@@ -221,7 +213,6 @@ def further_form(view: RunView, why: str) -> Html | None:
 
 
 def copy_button(text: str, words: str) -> Html:
-    """A button that copies a text."""
     return tag("button", words, type="button", data_copy=text, class_="quiet")
 
 
@@ -248,7 +239,6 @@ def training_again(run: Run) -> str:
 
 
 def hero_part(view: RunView) -> Html | None:
-    """The final samples."""
     grid = view.run.folder / "samples" / "grid.png"
     if not grid.is_file():
         return None
@@ -321,7 +311,6 @@ def printed_part(view: RunView) -> Html | None:
 
 
 def of_report(part: Callable[[Run], Html | None]) -> Part:
-    """A part of the report."""
     return lambda view: part(view.run)
 
 

@@ -53,7 +53,6 @@ class Job:
     notes: list[dict[str, Any]] = field(default_factory=list)
     """What is known of each picture, where its process says it."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    asked_at: float = field(default_factory=time.monotonic)
     attached: Any = None
     """Ids of its pictures in a gallery."""
     kept: bool = True
@@ -79,15 +78,10 @@ class Job:
             "done": self.done, "pictures": len(self.pictures),
         }  # fmt: skip
 
-    async def news(self, patience: float) -> None:
-        """Returns at the next change, or after so many seconds."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.changed.wait(), patience)
-
     async def wait(self) -> None:
         """Until it has ended."""
         while not self.ended:
-            await self.news(60.0)
+            await self.changed.wait()
 
 
 class Queue:

@@ -34,7 +34,7 @@ def read_trained(run: Run, progress: Progress) -> Pictures:
         raise UserError("the pictures on which this run was trained are not where they were")
     source = None if run.state.data == PORTRAITS else Path(run.state.data)
     pictures = pictures_of_run(run, source, size, run.folder / "cache", progress)
-    if not pictures.has_content(run.state):
+    if not run.state.is_of(pictures):
         raise UserError("the pictures on which this run was trained have changed since")
     return pictures
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import OrderedDict
+import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -21,7 +22,7 @@ from calotype.run import Run
 from calotype.serve.answers import KEPT, RefusedRequest, json_response
 from calotype.serve.gallery import Gallery
 from calotype.serve.gallery_page import page_of_gallery
-from calotype.serve.launching import Launcher, is_running
+from calotype.serve.launching import Launcher, is_running, why_stopped
 from calotype.serve.library import SUMMARY_KEYS, Library, as_json, file_stamp
 from calotype.serve.list_page import RunList, index_page, list_of_runs
 from calotype.serve.pages import MOST_SIDE_BY_SIDE, compare_page, new_page, setting_rows, words_page
@@ -32,7 +33,6 @@ from calotype.types import UserError
 
 COVER_SIZE = (144, 96)
 MOST_COVERS = 1000
-covers = OrderedDict[tuple[Any, ...], bytes]()
 SIGNATURES = {b"\x89PNG": "image/png", b"RIFF": "image/webp", b"\xff\xd8\xff": "image/jpeg"}
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """At the start of a cell a spreadsheet would take it for a formula."""
@@ -180,14 +180,8 @@ def nearest_of_picture(request: Request) -> Response:
 
 def cover(request: Request) -> Response:
     """A small part of the newest pictures, for the list."""
-    folder = folder_of(request)
-    file = cover_file(folder)
-    key = str(folder), str(file), file_stamp(file) if file else None
-    content = covers.get(key)  # once: another thread may drop it
-    if content is None:
-        content = covers[key] = small_cover(file)
-        while len(covers) > MOST_COVERS:
-            covers.popitem(last=False)
+    file = cover_file(folder_of(request))
+    content = small_cover(file, file_stamp(file) if file else None)
     return Response(content, 200, {"Cache-Control": "private, max-age=10"}, "image/png")
 
 
@@ -198,7 +192,9 @@ def cover_file(folder: Path) -> Path | None:
     return next((file for file in files if file.is_file() and leads_inside(folder, file)), None)
 
 
-def small_cover(file: Path | None) -> bytes:
+@lru_cache(MOST_COVERS)
+def small_cover(file: Path | None, stamp: tuple[int, int] | None) -> bytes:
+    """Of a file while its `file_stamp` is this one; without a file, a pixel that cannot be seen."""
     image = Image.new("RGBA", (1, 1))
     if file is not None:
         try:
@@ -239,9 +235,7 @@ def as_file(name: str) -> dict[str, str]:
 
 def plain_name(name: str) -> str:
     """For a header: letters of ASCII, digits, and - _ . alone."""
-    return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else "_" for letter in name)[
-        :80
-    ]
+    return re.sub("[^A-Za-z0-9._-]", "_", name)[:80]
 
 
 # -- JSON and CSV ------------------------------------------------------------------------------------------------------
@@ -259,10 +253,8 @@ def runs_csv(request: Request) -> Response:
 
 def run_json(request: Request) -> Response:
     """What is known of a run: summary, state of its legs, plan, and why it has stopped."""
-    from calotype.serve.launching import why_stopped
-
     view = view_of(request)
-    summary = as_json(view.id, library_of(request).summary(view.id, view.run.folder))
+    summary = as_json(view.id, library_of(request).summary(view.run.folder))
     stopped = why_stopped(view.run, view.about, view.lines)
     return json_response({**summary, "legs": view.run.state.legs, "classes": view.run.state.classes,
                           "plan": view.run.plan.get("choices", []), "stopped": stopped})  # fmt: skip
@@ -272,7 +264,7 @@ def compare_table(request: Request) -> tuple[list[str], list[list[Any]]]:
     """Settings that differ, and the figures of the list: a row each."""
     chosen = chosen_runs(request)
     runs: dict[str, Run] = dict(zip(ascii_uppercase, (read_run(folder) for _, folder in chosen), strict=False))
-    summaries = [as_json(run, library_of(request).summary(run, folder)) for run, folder in chosen]
+    summaries = [as_json(run, library_of(request).summary(folder)) for run, folder in chosen]
     figures = [[key, *(summary[key] for summary in summaries)] for key in ("folder", *SUMMARY_KEYS)]
     return ["setting", *(run for run, _ in chosen)], [*figures, *([key, *values] for key, values in setting_rows(runs))]
 

@@ -133,7 +133,7 @@ def milestones_among(paths: Sequence[Path], first: int, note: Note = lambda text
 
 
 def _first_whole(paths: Sequence[Path], note: Note) -> Path:
-    """Else the first, which may be rescued."""
+    """The first where all are damaged: it may be rescued."""
     damaged: list[Path] = []
     for path in paths:
         if _is_known_whole(path):

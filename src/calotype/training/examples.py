@@ -55,7 +55,7 @@ def without_unread_captions(recipe: Recipe, pictures: Pictures) -> Pictures:
 
 
 def picture_source(recipe: Recipe, pictures: Pictures, device: torch.device) -> PictureSource:
-    """For the autoencoder."""
+    """Training pictures for the autoencoder."""
     crop = recipe.autoencoder.crop or recipe.chain[0]
     return PictureSource(pictures, pictures.train_indices, Rng((recipe.seed, "pictures")), device, crop, recipe.flip)
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calotype.data.captions import shorter_versions
-from calotype.files import is_whole, listed, read_as, read_tensors, sha256, whole_folder, write_json, write_tensors
+from calotype.files import is_whole, listed, read_as, sha256, whole_folder, write_json, write_tensors
 from calotype.heap import freed_at_once
 from calotype.machine import release_memory
 from calotype.nets.weights import load_file_into
@@ -22,7 +22,7 @@ from calotype.priors.fit import CaptionedLatents, PriorValidation, fit_prior
 from calotype.priors.gaussian import CrossFitted, GaussianMixture
 from calotype.priors.patches import PatchPrior
 from calotype.priors.prior import MOST_VALUES, Prior
-from calotype.priors.stored import PriorDescription, described, description, prior_in
+from calotype.priors.stored import PriorDescription, described, description
 from calotype.recipe import Recipe
 from calotype.run import Run
 from calotype.spaces.latent import LatentSpace, channel_effects
@@ -120,7 +120,7 @@ def fitted_views(recipe: Recipe) -> int:
 
 
 def fitted_sides(recipe: Recipe) -> int:
-    """The same, with whole pictures and their mirror images."""
+    """Copies of each picture to which the prior is fitted: whole, mirrored where the recipe mirrors, and its views."""
     return 1 + recipe.flip + fitted_views(recipe)
 
 
@@ -232,28 +232,18 @@ def keep(run: Run | None, leg: str, fit: Callable[[], Constants]) -> Constants:
 
 
 def _fitted(run: Run, leg: str, fit: Callable[[], Constants]) -> Constants:
-    """Fitted now, if no checkpoint needs what was fitted before."""
+    """What `fit` returns. Raises `UserError` where a leg was already trained with other constants, now lost."""
     folder, finished = run.folder / "constants" / leg, run.state.legs.get(leg) == "finished"
-    trained = checkpoints(run.folder / "checkpoints", leg)
-    if not trained and not finished:
+    if not finished and not checkpoints(run.folder / "checkpoints", leg):
         if leg in run.state.constants:
             text = f"{leg}: {folder} was missing or damaged, and no checkpoint needs what it held: it was fitted again"
             run.log("note", text=text)
         return fit()
-    if leg not in run.state.constants and (older := _in_checkpoint(trained)):
-        return {**fit(), **older}
     again = "start a new run" if finished else f"remove checkpoints/{leg}-* to train the {leg} from its start"
     raise UserError(
         f"{folder} is missing or damaged, but checkpoints of the {leg} were trained with it: put it back from a copy, "
         f"or {again}"
     )
-
-
-def _in_checkpoint(trained: Sequence[Path]) -> Constants:
-    """Checkpoints of earlier versions hold their constants, but not their cross-fitted forms."""
-    path = next((path for path in reversed(trained) if is_whole(path)), None)
-    prior = prior_in(read_tensors(listed(path, "denoiser.safetensors")), "network.") if path else None
-    return {} if prior is None else {"local" if isinstance(prior, PatchPrior) else "mixture": prior}
 
 
 def write_constants(folder: Path, constants: Constants) -> None:

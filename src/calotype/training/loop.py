@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from calotype.data.listing import first_names
 from calotype.devices import is_host
 from calotype.machine import out_of_memory, release_memory
 from calotype.ranks import ALONE, Ranks
@@ -197,7 +198,7 @@ def finite_or_stop(batch: Batch, place: str, ranks: Ranks) -> Iterator[None]:
         raise UserError(
             f"{f'{place} a picture of the batch is not finite: {spoiled}' if spoiled else error}; training stopped "
             f"before it spread, and the last checkpoint is sound; lower the learning rate, or set precision to "
-            f"float32, and resume (files of this step: {several(batch.files)})"
+            f"float32, and resume (files of this step: {first_names(batch.files, NAMED) or 'unknown'})"
         ) from None
 
 
@@ -207,13 +208,9 @@ def not_finite_of(batch: Batch) -> str:
     for images in (batch.clean, batch.low_res):
         if images is not None:
             wrong |= {*(~images.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()}
-    return several([batch.files[row] for row in sorted(wrong)] if batch.files else ()) if wrong else ""
-
-
-def several(names: Sequence[str]) -> str:
-    """At most so many names on one line."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more or "unknown"
+    if not wrong:
+        return ""
+    return first_names([batch.files[row] for row in sorted(wrong)] if batch.files else (), NAMED) or "unknown"
 
 
 Differentiated = dict[str, tuple[Loss, Gradients]]

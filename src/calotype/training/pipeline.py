@@ -18,6 +18,7 @@ from calotype.data.buckets import bucket_sizes, larger_pixels, read_buckets
 from calotype.data.caches import cache_encodings
 from calotype.data.folder import Pictures
 from calotype.data.latents import Sides, StoredLatents, cache_latents
+from calotype.data.listing import first_names
 from calotype.data.views import DECODED_TIMES, Views, draw_boxes
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.counting import counter
@@ -39,7 +40,7 @@ from calotype.training.inspection import require_fit
 from calotype.training.leg import UNLIMITED, Leg, LegLimits, Result_co, train_leg, validate
 from calotype.training.legs import autoencoder_leg, denoiser_leg, enlarger_leg, exposure_leg
 from calotype.training.levels import search_guidance, search_levels, with_searched
-from calotype.training.loop import Division, TrainProgress, every, several
+from calotype.training.loop import NAMED, Division, TrainProgress, every
 from calotype.training.previews import autoencoder_validator, validation_images
 from calotype.training.process import Interrupted, ProgressBar, Reporter, Stop, StoppableReporter
 from calotype.training.snapshot import restore_statistics, write_space
@@ -106,7 +107,7 @@ class Pipeline:
 
     @property
     def _stoppable(self) -> StoppableReporter:
-        """For what is not saved on the way: a leg saves first."""
+        """Its bars end a step at once when asked to stop; a leg does not use it, since it must save first."""
         return StoppableReporter(self.reporter, self.stop)
 
     def train(self) -> None:
@@ -177,8 +178,9 @@ class Pipeline:
         try:
             return cache_latents(space, pictures.pixels, pictures.content, sides, folder, self.device, bar)
         except NotFiniteError as error:
+            names = first_names(map(pictures.file, error.rows), NAMED)
             raise UserError(
-                f"the latents of {several([*map(pictures.file, error.rows)])} are not finite: the autoencoder has "
+                f"the latents of {names} are not finite: the autoencoder has "
                 f"diverged; start a new run with a lower autoencoder.learn.learning_rate, or with precision float32"
             ) from None
 

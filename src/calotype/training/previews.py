@@ -16,7 +16,7 @@ from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.data.sources import draw_captions
 from calotype.data.split import evenly
 from calotype.diffusion.stage import Sampling, Stage, generate, generate_in_turn
-from calotype.evaluation.autoencoder import batched, psnr
+from calotype.evaluation.autoencoder import batched, mean_psnr, psnr
 from calotype.evaluation.diagnosis import INVISIBLE
 from calotype.files import write_png
 from calotype.nets.kl import Autoencoder
@@ -68,7 +68,7 @@ class AutoencoderValidator:
         write_png(path, grid(pils_from_images(pairs), 6))
 
     def psnr(self) -> float:
-        return visible_psnr(self.images, self.reconstruct(self.images))
+        return mean_psnr(self.images, self.reconstruct(self.images), INVISIBLE)
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
@@ -179,7 +179,7 @@ class OneStepValidator(DenoiserValidator):
 
     def psnr(self) -> float:
         with evaluating(self.stage.denoiser):
-            return visible_psnr(self.held_out.clean, self.enlarge())
+            return mean_psnr(self.held_out.clean, self.enlarge(), INVISIBLE)
 
     def enlarge(self) -> OtherImages:
         """The validation pictures, a few at a time."""
@@ -187,11 +187,6 @@ class OneStepValidator(DenoiserValidator):
         assert low_res is not None
         rngs = [Rng(("preview", index)) for index in range(len(labels))]
         return torch.cat([*generate_in_turn([self.stage], labels, [self.sampling], rngs, low_res, text=text)])
-
-
-def visible_psnr(real: Images, fake: Images) -> float:
-    """Mean, in dB; what cannot be seen does not count for more."""
-    return float(psnr(real, fake).clamp(max=INVISIBLE).mean())
 
 
 @torch.no_grad()

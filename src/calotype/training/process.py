@@ -49,8 +49,6 @@ HOST = platform.node() or "localhost"
 
 @runtime_checkable
 class ProgressBar(Protocol):
-    """A progress bar."""
-
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 

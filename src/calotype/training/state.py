@@ -149,7 +149,6 @@ class TrainState:
         return norm
 
     def zero_grad(self) -> None:
-        """Forgets the gradients of the next step."""
         for parameter in self.parameters:
             parameter.grad = None
 

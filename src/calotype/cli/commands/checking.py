@@ -107,5 +107,5 @@ def _listed(lines: Sequence[str], most: int = MAX_LISTED) -> list[str]:
 
 
 def _named(name: str, lines: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The name stands before the first line."""
+    """Rows of a table; the name is in the first."""
     yield from zip([name, *[""] * len(lines)], lines, strict=False)

@@ -67,11 +67,11 @@ def seen_by_run(run: Run, size: int, console: Console) -> Seen | None:
         ) from None
     except UserError:
         return None
-    return seen_by(pictures) if pictures.has_content(run.state) else None
+    return seen_by(pictures) if run.state.is_of(pictures) else None
 
 
 def source_of(run: Run, device: str) -> Source:
-    """The same, without the pictures that it has seen."""
+    """As `open_source`, but `seen` is None: the pictures are not read."""
     model, before = run.folder / "model", run.state.origin
     start = read_start(run.folder, run.name, find_device(device))
     origin = Origin(

@@ -12,7 +12,7 @@ from calotype.cli.options import EvaluateOptions
 from calotype.data.folder import Pictures
 from calotype.demo.judges import PortraitJudge
 from calotype.demo.portraits import read_drawn
-from calotype.evaluation.candidate import Candidate, is_own, open_candidate, with_unseen
+from calotype.evaluation.candidate import Candidate, open_candidate, with_unseen
 from calotype.evaluation.evaluate import EvaluationRequest, assist, evaluate_run
 from calotype.evaluation.features import FeatureNetwork
 from calotype.evaluation.networks import open_features
@@ -79,6 +79,6 @@ def pictures_of(
     """What samples are compared with, and what the run was trained on: None where that is gone or has changed."""
     run = candidate.run
     pictures = read_as_run(run, data, candidate.size, cache, console)
-    if is_own(candidate, pictures):
+    if candidate.run.state.is_of(pictures):
         return pictures, pictures
     return pictures, read_own(run, candidate.size, cache, console) if data else None

@@ -53,7 +53,7 @@ def inspect(options: InspectOptions, console: Console) -> Path:
         check_empty(options.out, "inspection.json")
     weights, state = find_weights(folder, recipe)
     pictures = read_as_run(run, data, recipe.size, out / "cache", console)
-    foreign = not pictures.has_content(run.state)
+    foreign = not run.state.is_of(pictures)
     pictures = pictures.shrunk(recipe.chain[0])
     values = pictures.pixels[0].numel()
     space = build_space(recipe).to(where)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,13 +28,12 @@ def read(
     cache: Path | None,
     console: Console,
     rule: SplitRule = stratified_split,
-    classes: Sequence[str] | None = None,
     most: int | None = None,
     levels: Levels | None = None,
 ) -> Pictures:
-    """As `read_pictures`, with a bar; `classes` and `levels` are those of a run, if there is one."""
+    """As `read_pictures`, with a bar."""
     with console.bar("pictures") as bar:
-        return read_pictures(folder, size, cache, bar, rule, classes, most, levels)
+        return read_pictures(folder, size, cache, bar, rule, most=most, levels=levels)
 
 
 def read_of_run(run: Run, source: Path | None, size: int, cache: Path, console: Console) -> Pictures:
@@ -57,7 +55,7 @@ def read_as_run(run: Run, data: Path | None, size: int, cache: Path, console: Co
     name = str(data or run.state.data)
     source = None if name == PORTRAITS and data is None else Path(name)
     pictures = read_of_run(run, source, size, cache, console)
-    if pictures.has_content(run.state):
+    if run.state.is_of(pictures):
         return pictures
     fractions = run.state.split.model_dump(include={"validation", "test"}) if run.state.split else {}
     config = checked(fractions, SplitConfig, run.folder / "run.json")
@@ -70,7 +68,7 @@ def read_own(run: Run, size: int, cache: Path, console: Console) -> Pictures | N
         pictures = read_as_run(run, None, size, cache, console)
     except UserError:
         return None
-    return pictures if pictures.has_content(run.state) else None
+    return pictures if run.state.is_of(pictures) else None
 
 
 def export_portraits(options: PortraitsOptions, console: Console) -> None:

@@ -17,7 +17,7 @@ from calotype.data.images import shown
 from calotype.data.listing import plural
 from calotype.data.remote import absolute, may_exist
 from calotype.data.seen import continued_split, own_becomes_seen
-from calotype.data.split import SPLIT_FILE, is_split_of, read_split, write_split
+from calotype.data.split import SPLIT_FILE, is_split_of, write_split
 from calotype.files import remove
 from calotype.machine import Machine, cores
 from calotype.recipe import Recipe, exposure_above, leg_above
@@ -140,7 +140,7 @@ def is_same(run: Run, pictures: Pictures) -> bool:
     state = run.state
     stored = tuple(state.classes), state.labels or labels_hash(pictures)
     same = stored == (pictures.classes, labels_hash(pictures))
-    return same and pictures.has_content(state)
+    return same and state.is_of(pictures)
 
 
 def uncaptioned(pictures: Pictures, recipe: Recipe) -> str | None:
@@ -152,8 +152,7 @@ def note_captions(run: Run, recipe: Recipe, pictures: Pictures) -> None:
     """Records whether captions belong to the pictures, where the recipe has changed whether they are read."""
     if (now := uncaptioned(pictures, recipe)) == run.state.uncaptioned:
         return
-    if read_split(run.folder) is not None:
-        write_split(run.folder, pictures.split, now or pictures.content)
+    write_split(run.folder, pictures.split, now or pictures.content)
     run.state.uncaptioned = now
     run.save()
 

@@ -11,7 +11,7 @@ from calotype.cli.console import Console
 from calotype.cli.options import SweepOptions
 from calotype.data.images import shown
 from calotype.diffusion.stage import Guide, Sampling
-from calotype.evaluation.candidate import Candidate, is_own
+from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.features import Lite0
 from calotype.evaluation.quality import floor_measures
 from calotype.evaluation.references import FeatureStore, ReferenceSet, reference_set
@@ -48,7 +48,7 @@ def sweep_run(options: SweepOptions, console: Console) -> str:
     conditional = pictures.captions is not None or (known and bool(pictures.classes))
     has_prior = stage.denoiser.prior is not None
     samplings = grid.samplings(before, conditional, has_prior)
-    notes = [] if is_own(candidate, pictures) else ["the model was trained on other pictures"]
+    notes = [] if candidate.run.state.is_of(pictures) else ["the model was trained on other pictures"]
     notes += [] if known else ["its classes are not those of the pictures, so it is sampled without"]
     notes += [] if conditional or has_prior else [UNGUIDED]
     for note in notes:
