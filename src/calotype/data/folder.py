@@ -25,7 +25,9 @@ from calotype.data.depth import FolderLevels, find_levels
 from calotype.data.formats import PictureFile, require_reachable
 from calotype.data.hashes import Stamp, stamp
 from calotype.data.images import (
+    ANIMATED,
     GAP,
+    PAGES,
     UnreadableError,
     cut,
     images_from_pixels,
@@ -175,6 +177,8 @@ class Decoded(NamedTuple):
     over_black: bool = False
     plain: bool = False
     """Whether it is of one colour."""
+    has_more: bool = False
+    """Whether its file has more frames or pages."""
 
 
 def read_folder(
@@ -245,11 +249,16 @@ def _prepared(levels: FolderLevels, read: Mapping[HashedFile, Decoded]) -> str:
 
 def _decoding_notes(read: Mapping[HashedFile, Decoded], size: int) -> list[str]:
     plain = [file.name for file, result in read.items() if result.plain]
+    more = [file.name for file, result in read.items() if result.has_more]
     return [
         *note(sum(result.enlarged for result in read.values()), "picture", f"smaller than {size} px, and enlarged"),
         *note(
             sum(result.over_black for result in read.values()), "transparent picture",
             "put on black, as nothing of it can be seen on white",
+        ),
+        *note(
+            len(more), "picture",
+            f"read without the frames or pages after the first; save those that count as files: {first_names(more)}",
         ),
         *note(len(plain), "picture", f"of one colour, which is all that can be learned from it: {first_names(plain)}"),
     ]  # fmt: skip
@@ -357,7 +366,8 @@ def _decode(
         square = np.asarray(cut(image, width, height))
         pixels[row] = square.transpose(2, 0, 1)
         enlarged = image.width < width or image.height < height
-        return Decoded("", enlarged, image.size, picture.over_black, is_plain(square))
+        has_more = not {ANIMATED, PAGES}.isdisjoint(picture.properties)
+        return Decoded("", enlarged, image.size, picture.over_black, is_plain(square), has_more)
 
     decoded = list(in_threads(decode, range(len(paths)), progress))
     for new, old in enumerate(row for row, result in enumerate(decoded) if not result.refused):
