@@ -52,6 +52,15 @@ def test_metadata_names_pictures_below_it_and_may_have_several_captions(folder):
     assert captions_of(folder, "0.png", "1.png", "sub/9.png")[0] == (("zero",), ("d",), ("a", "b", "c", "e"))
 
 
+@pytest.mark.parametrize("above", ["/home/an/album/", "album/", "./album/", "C:\\\\album\\\\"])
+def test_paths_from_above_the_folder_name_pictures_whose_names_repeat_in_its_subfolders(folder, above):
+    """As programs write them that were given the folder's own path, here or on another machine."""
+    names = [f"{place}/{number}.png" for place in ("cat", "big/cat", "dog") for number in range(2)]
+    metadata(folder, *({"file_name": above + name, "text": name} for name in (*names, "bird/0.png")))
+    of, notes = captions_of(folder, *names)
+    assert of == tuple((name,) for name in names) and len(notes) == 2 and "1 line of metadata named" in notes[1]
+
+
 def test_pictures_without_captions_have_none_and_no_verdict_is_given(folder):
     assert captions_of(folder, "0.png") == (None, [])
     pictures = read_folder(folder, 16)

@@ -235,6 +235,8 @@ class PictureIndex:
             return None
         same = self.by_end.get(parts[-1] if parts else "", [])
         fits = [name for name in same if len(same) == 1 or f"/{name}".endswith(f"/{file}")]
+        if not fits:  # a path from above the folder, as it was on the machine where the file was written
+            fits = sorted((name for name in same if "/" in name and f"/{file}".endswith(f"/{name}")), key=len)[-1:]
         return self.names[fits[0]] if len(fits) == 1 else None
 
 
