@@ -43,6 +43,8 @@ CAPTION_FOLDERS = ("captions", "caption", "texts", "text", "txt", "prompts", "la
 """Beside a folder such as `images`."""
 NUMBERED = re.compile(r"#\d+$")
 """Which caption of a picture it is, as in Flickr8k."""
+MOST_UNUSED = 10_000
+"""Entries of a file without a caption before them, after which it is not read further."""
 MAX_CHARACTERS = 2000
 """Longer captions are truncated."""
 MAX_SHORTENED = 3
@@ -302,6 +304,8 @@ def _read_table(read: CaptionFiles, path: str, pictures: PictureIndex) -> None:
                 read.decoded(path, encoding)
             except (ValueError, RecursionError, csv.Error) as error:
                 errors.append((f"{place}{label}", error))
+                if not used and len(errors) == MOST_UNUSED:  # such as a log: of millions of lines all would be kept
+                    break
     except (OSError, ValueError, RecursionError) as error:
         require_reachable(path, error)
         errors.append((label, error))
