@@ -9,7 +9,9 @@ from PIL import Image
 
 from calotype.data import images
 from calotype.data.folder import read_folder
+from calotype.data.formats import buffer_bytes, with_picture
 from calotype.data.images import UnreadableError, deep_range, read_image, read_picture
+from calotype.data.rgb import colour_extremes
 from calotype.data.survey import survey
 
 SIDE, GREY, RGB, FLOAT = 16, 1, 2, 3
@@ -75,6 +77,15 @@ def test_planes_are_turned_together(tmp_path, packed):
     assert np.abs(pixels - np.rot90(values, -1) * (255 / 4095)).max() <= 1
 
 
+@pytest.mark.parametrize(("kind", "more"), [(np.uint8, False), (np.uint16, True)])
+def test_planes_of_16_bits_alone_need_more_memory(tmp_path, kind, more):
+    needed = []
+    for separate in (False, True):
+        (tmp_path / "a.tif").write_bytes(tiff(noise(256, 3, kind), separate=separate))
+        needed.append(with_picture(tmp_path / "a.tif", buffer_bytes))
+    assert (needed[1] > needed[0]) == more
+
+
 @ORDERS
 @PACKED
 @pytest.mark.parametrize("kind", [np.uint16, np.float32])
@@ -108,6 +119,13 @@ def test_the_range_of_colours_is_exact(tmp_path, top):
         (tmp_path / "a.tif").write_bytes(tiff(noise(top, 3), separate=separate))
         assert deep_range(tmp_path / "a.tif") == ("RGB;16", 0, top - 1)
     assert f"with values from 0 to {top - 1:,}: 0 is black" in str(read_folder(tmp_path, SIDE).notes)
+
+
+@pytest.mark.parametrize("top", [200, 300, 5000])
+def test_inner_extremes_of_colours_are_those_of_the_sorted_values(top):
+    values = np.sort(noise(top, 3, np.uint16), None)
+    high, low = (Image.fromarray((noise(top, 3) >> shift & 255).astype(np.uint8)) for shift in (8, 0))
+    assert colour_extremes(high, low, inner=True) == (0, values[-2]) and colour_extremes(high, low) == (0, values[-1])
 
 
 FORMS = {

@@ -232,7 +232,8 @@ def buffer_bytes(image: Image.Image) -> int:
             return PROGRESSIVE_JPEG * image.width * image.height if image.info.get("progressive") else 0
         case "TIFF":
             rows = getattr(image, "tag_v2", {}).get(TIFF_ROWS_PER_STRIP, 1)
-            planes = PLANES_DEEPEST * image.width * image.height if are_separate(image) else 0
+            deep = are_separate(image) and ";16" in str(getattr(image, "tile", ""))
+            planes = PLANES_DEEPEST * image.width * image.height if deep else 0
             return planes + TIFF_DEEPEST * image.width * (
                 min(rows, image.height) if isinstance(rows, int) else image.height
             )

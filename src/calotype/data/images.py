@@ -172,7 +172,9 @@ def deep_range(path: PictureFile, inner: bool = False) -> tuple[str, float, floa
         check_deep_colours(image)
         with DECODING_MEMORY.reserved(buffer_bytes(image) + picture_bytes(image) * (1 + (kind == DEEP_COLOURS))):
             image.load()
-            return kind, *_extremes(path, image, kind, inner)
+            if kind == DEEP_COLOURS:
+                return kind, *_colour_extremes(path, image, inner)[0]
+            return kind, *(inner_extremes(image) if inner else extremes(image))
 
     return _reading(path, read)
 
@@ -184,22 +186,27 @@ def _load(path: PictureFile, image: ImageFile.ImageFile, levels: Levels | None) 
     image.load()
     if kind is None:
         return None
-    span = (levels or {}).get(kind) or range_of(kind, *_extremes(path, image, kind))
+    span, low = (levels or {}).get(kind), None
     if kind != DEEP_COLOURS:
+        span = span or range_of(kind, *extremes(image))
         return span[::-1] if white_is_zero(image) else span
+    if span is None:
+        ends, low = _colour_extremes(path, image)
+        span = range_of(kind, *ends)
     if span != customary_range(kind, *span):
-        spread_colours(image, with_picture(path, decode_low_bytes), span)
+        spread_colours(image, with_picture(path, decode_low_bytes) if low is None else low, span)
     return None
 
 
-def _extremes(path: PictureFile, image: ImageFile.ImageFile, kind: str, inner: bool = False) -> Range:
-    """Of a picture that is decoded; of colours the low bytes count only where the range is narrow."""
-    if kind != DEEP_COLOURS:
-        return inner_extremes(image) if inner else extremes(image)
-    least, most = colour_extremes(image, inner=inner)
-    if range_of(kind, least, most) == customary_range(kind, least, most):
-        return least, most
-    return colour_extremes(image, with_picture(path, decode_low_bytes), inner)
+def _colour_extremes(
+    path: PictureFile, image: ImageFile.ImageFile, inner: bool = False
+) -> tuple[Range, Image.Image | None]:
+    """Of a picture whose high bytes are decoded; and the low ones where the range is narrow: they count there alone."""
+    ends = colour_extremes(image, inner=inner)
+    if range_of(DEEP_COLOURS, *ends) == customary_range(DEEP_COLOURS, *ends):
+        return ends, None
+    low = with_picture(path, decode_low_bytes)
+    return colour_extremes(image, low, inner), low
 
 
 def _reading(path: PictureFile, work: Callable[[ImageFile.ImageFile], Output]) -> Output:

@@ -174,14 +174,21 @@ def spread_colours(high: Image.Image, low: Image.Image, span: Range) -> None:
 def colour_extremes(high: Image.Image, low: Image.Image | None = None, inner: bool = False) -> Range:
     """0, and the largest value of a picture by its high and low bytes, of 65,535; without the low ones, the most that
     it can be. `inner`: without the values that may be stray, see `inner_extremes`."""
-    counts, rows = np.zeros(2**16, np.int64), max(1, STRIP_PIXELS // high.width)
-    for top in range(0, high.height, rows):
-        box = 0, top, high.width, min(top + rows, high.height)
-        values = 256 * np.asarray(high.crop(box))[..., :3].astype(np.uint16)
-        values += 255 if low is None else np.asarray(low.crop(box))[..., :3]
-        counts += np.bincount(values.ravel(), minlength=2**16)
+    counts = np.sum(np.reshape(high.histogram(), (-1, 256))[:3], 0)
     stray = max(1, int(counts.sum()) // STRAY) if inner else 0
-    return 0.0, float(np.flatnonzero(counts[::-1].cumsum()[::-1] > stray).max(initial=0))
+    top = _largest_above(counts, stray)
+    if low is None:
+        return 0.0, 256.0 * top + 255
+    own = np.zeros(256, np.int64)
+    for band in range(3):
+        mask = high.getchannel(band).point([255 * (value == top) for value in range(256)])
+        own += low.getchannel(band).histogram(mask)
+    return 0.0, 256.0 * top + _largest_above(own, stray - int(counts[top + 1 :].sum()))
+
+
+def _largest_above(counts: Shaped[np.ndarray, " _"], stray: int) -> int:
+    """The largest value, of those with these counts, that is not one of so many at the end."""
+    return int(np.flatnonzero(counts[::-1].cumsum()[::-1] > stray).max(initial=0))
 
 
 def extremes(image: Image.Image) -> Range:
