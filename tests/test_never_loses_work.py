@@ -19,7 +19,7 @@ from test_train import interrupted_at, products, run_in, silent
 
 from calotype import files
 from calotype.cli import commands
-from calotype.cli.commands.reading import MAX_BYTES_OF_NAME, shortened
+from calotype.cli.commands.reading import MAX_BYTES_OF_NAME, name_that_fits
 from calotype.cli.options import ResumeOptions
 from calotype.cli.process import LastingStream, compiled_folder
 from calotype.data.hashes import FEWEST_KEPT, hash_files, hashes_file
@@ -630,9 +630,9 @@ def test_who_has_neither_a_home_nor_a_place_for_temporary_files_has_a_command_li
 @pytest.mark.parametrize("letter", ["a", "ả", "\udce9"])
 def test_the_name_of_a_run_fits_beside_its_number(letter):
     """As that of pictures in a folder whose name is as long as names may be."""
-    short = shortened(255 // len(os.fsencode(letter)) * letter)
+    short = name_that_fits(255 // len(os.fsencode(letter)) * letter)
     assert MAX_BYTES_OF_NAME - 3 < len(os.fsencode(short)) <= MAX_BYTES_OF_NAME and {*short} == {letter}
-    assert shortened("cats") == "cats"
+    assert name_that_fits("cats") == "cats"
 
 
 # -- Signals -----------------------------------------------------------------------------------------------------------

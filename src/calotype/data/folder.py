@@ -27,7 +27,7 @@ from calotype.data.hashes import Stamp, stamp
 from calotype.data.images import (
     ANIMATED,
     GAP,
-    PAGES,
+    OF_PAGES,
     UnreadableError,
     cut,
     images_from_pixels,
@@ -366,7 +366,7 @@ def _decode(
         square = np.asarray(cut(image, width, height))
         pixels[row] = square.transpose(2, 0, 1)
         enlarged = image.width < width or image.height < height
-        has_more = not {ANIMATED, PAGES}.isdisjoint(picture.properties)
+        has_more = not {ANIMATED, OF_PAGES}.isdisjoint(picture.properties)
         return Decoded("", enlarged, image.size, picture.over_black, is_plain(square), has_more)
 
     decoded = list(in_threads(decode, range(len(paths)), progress))

@@ -58,7 +58,7 @@ from calotype.types import Images, Progress, UserError, no_progress
 GAP = 3.0
 PLAIN = 3
 """The most that values of a picture of one colour differ, of 255."""
-ANIMATED, PAGES = "animated", "of several pages"
+ANIMATED, OF_PAGES = "animated", "of several pages"
 """Properties of files of which the first frame or page alone is read."""
 LARGEST_PART, WAITING = 64, 4
 """Items of a thread in one go, and such parts for each thread that are in work or wait."""
@@ -154,7 +154,7 @@ def read_picture(path: PictureFile, shortest: int | None = None, levels: Levels 
         if orientation >= FIRST_SIDEWAYS:
             size = size[::-1]
         turned = ["turned by EXIF"] * (orientation != UPRIGHT or turned_by_pillow)
-        more = [PAGES if image.format == "TIFF" else ANIMATED] * _has_more(image)
+        more = [OF_PAGES if image.format == "TIFF" else ANIMATED] * _has_more(image)
         return ReadPicture(upright, size, (*turned, *properties, *more), over_black)
 
     return _reading(path, read)

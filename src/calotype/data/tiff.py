@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin
 
-WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLES, PLANES, EXTRA, SAMPLE_FORMAT = 256, 257, 258, 262, 277, 284, 338, 339
+WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLES_A_PIXEL, PLANES, EXTRA, SAMPLE_FORMAT = 256, 257, 258, 262, 277, 284, 338, 339
 PLACES = (273, 279, 324, 325)
 """Where the strips and tiles are, and how long."""
 LAYOUT = (WIDTH, HEIGHT, 259, 266, 274, 278, 317, 322, 323)
@@ -68,10 +68,10 @@ def planes(image: ImageFile.ImageFile) -> Iterator[Image.Image]:
     order, start = "<" if tags.prefix == b"II" else ">", len(content)
     for band in range(len(image.getbands())):
         own = {tag: (tags[tag],) for tag in LAYOUT if tag in tags}
-        own |= {BITS: (16,), PHOTOMETRIC: (MINIMUM_IS_BLACK,), SAMPLES: (1,)}
+        own |= {BITS: (16,), PHOTOMETRIC: (MINIMUM_IS_BLACK,), SAMPLES_A_PIXEL: (1,)}
         for tag in PLACES:
             if values := tags.get(tag):
-                count = len(values) // tags[SAMPLES]
+                count = len(values) // tags[SAMPLES_A_PIXEL]
                 own[tag] = values[band * count : (band + 1) * count]
         header = tags.prefix + struct.pack(f"{order}HI", 42, start)
         with Image.open(
@@ -98,7 +98,7 @@ def kind_of_tiff(file: IO[bytes]) -> str:
         tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
         file.seek(tags.next)
         tags.load(file)
-        bits, form, samples = tags[BITS][0], tags.get(SAMPLE_FORMAT, (1,))[0], tags.get(SAMPLES, 1)
+        bits, form, samples = tags[BITS][0], tags.get(SAMPLE_FORMAT, (1,))[0], tags.get(SAMPLES_A_PIXEL, 1)
         whole = {WIDTH, HEIGHT} <= {*tags} and {*PLACES} & {*tags}
     except Exception:  # whatever a damaged file makes Pillow raise
         return ""

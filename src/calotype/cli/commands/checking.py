@@ -20,7 +20,7 @@ ASPECT_RATIOS = (
     (0.6, "tall, below 3:5"), (0.95, "portrait"), (1.05, "square"), (1.67, "landscape"), (1e9, "wide, above 5:3"),
 )  # fmt: skip
 """Width by height, up to the number."""
-MAX_LISTED, MOST_CLASSES, BAR_WIDTH = 10, 100, 30
+MAX_LISTED, MOST_LABELS, BAR_WIDTH = 10, 100, 30
 
 
 def check_data(options: CheckOptions, console: Console) -> Survey:
@@ -98,7 +98,7 @@ def _labels(counts: dict[str, int]) -> str:
     classes = [f"{shown(name)} {count:,}" for name, count in counts.items() if name]
     if len(classes) < 2:
         return "none; class subfolders would become labels"
-    return f"{len(classes):,}: {first_names(classes, MOST_CLASSES)}" + (
+    return f"{len(classes):,}: {first_names(classes, MOST_LABELS)}" + (
         f"; without one {counts['']:,}" if "" in counts else ""
     )
 

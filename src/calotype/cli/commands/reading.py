@@ -101,7 +101,7 @@ def place_of(path: str) -> Path:
         raise UserError(f"{path!r:.80} is no path ({reason_of(error)}); give that of a folder") from None
 
 
-def shortened(name: str) -> str:
+def name_that_fits(name: str) -> str:
     """So that a name which begins with it fits into the 255 bytes of most file systems."""
     while len(os.fsencode(name)) > MAX_BYTES_OF_NAME:
         name = name[:-1]
