@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from calotype.data import images
-from calotype.data.folder import read_folder
+from calotype.data.folder import HashedFile, content_hash, read_folder
 from calotype.data.formats import buffer_bytes, with_picture
 from calotype.data.images import UnreadableError, deep_range, read_image, read_picture
 from calotype.data.rgb import colour_extremes
 from calotype.data.survey import survey
+from calotype.files import sha256
 
 SIDE, GREY, RGB, FLOAT = 16, 1, 2, 3
 
@@ -105,6 +106,23 @@ def test_grey_of_every_byte_order_is_read(tmp_path, order, packed, kind, form):
     pixels = read(tmp_path, tiff(values, GREY, order, packed, form=form))
     least = values.min()
     assert np.abs(pixels - (values - least) * (255 / (3095 - least))).max() <= 1
+
+
+READ_OTHERWISE = {
+    "planes": ({"separate": True}, True), "packed planes": ({"separate": True, "packed": True}, False),
+    "white": ({"photometric": 0}, True), "grey": ({"photometric": GREY}, False), "colours": ({}, False),
+    "order": ({"photometric": GREY, "form": FLOAT, "packed": True, "order": ">"}, True),
+    "other order": ({"photometric": GREY, "form": FLOAT, "packed": True}, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("layout", "otherwise"), READ_OTHERWISE.values(), ids=READ_OTHERWISE)
+def test_to_a_run_that_read_a_picture_otherwise_it_is_another(tmp_path, layout, otherwise):
+    kind = np.float32 if layout.get("form") == FLOAT else np.uint16
+    values = noise(2**16, 1 if "photometric" in layout else 3, kind)
+    (tmp_path / "a.tif").write_bytes(tiff(values, **layout))
+    before = content_hash([HashedFile(sha256(tmp_path / "a.tif"), "")], SIDE)
+    assert (read_folder(tmp_path, SIDE).content != before) == otherwise
 
 
 def test_no_value_is_black(tmp_path):

@@ -179,6 +179,8 @@ class Decoded(NamedTuple):
     """Whether it is of one colour."""
     has_more: bool = False
     """Whether its file has more frames or pages."""
+    put_right: bool = False
+    """Whether earlier versions read it otherwise: to a run of theirs it is another picture."""
 
 
 def read_folder(
@@ -244,7 +246,9 @@ def read_folder(
 def _prepared(levels: FolderLevels, read: Mapping[HashedFile, Decoded]) -> str:
     """How the pictures were prepared in other ways than `PREPARATION` says."""
     over_black = [file.digest for file, result in read.items() if result.over_black]
-    return ", ".join(filter(None, (levels.prepared, " ".join(["over black:", *over_black] if over_black else []))))
+    put_right = [file.digest for file, result in read.items() if result.put_right]
+    kinds = {"over black:": over_black, "as tagged:": put_right}
+    return ", ".join(filter(None, (levels.prepared, *(" ".join([kind, *of]) for kind, of in kinds.items() if of))))
 
 
 def _decoding_notes(read: Mapping[HashedFile, Decoded], size: int) -> list[str]:
@@ -367,7 +371,7 @@ def _decode(
         pixels[row] = square.transpose(2, 0, 1)
         enlarged = image.width < width or image.height < height
         has_more = not {ANIMATED, OF_PAGES}.isdisjoint(picture.properties)
-        return Decoded("", enlarged, image.size, picture.over_black, is_plain(square), has_more)
+        return Decoded("", enlarged, image.size, picture.over_black, is_plain(square), has_more, picture.put_right)
 
     decoded = list(in_threads(decode, range(len(paths)), progress))
     for new, old in enumerate(row for row, result in enumerate(decoded) if not result.refused):

@@ -48,7 +48,7 @@ from calotype.data.rgb import (
     reduction_of,
     spread_colours,
 )
-from calotype.data.tiff import white_is_zero
+from calotype.data.tiff import is_put_right, white_is_zero
 from calotype.escaping import plain
 from calotype.machine import cores, ranks_here
 from calotype.types import Images, Progress, UserError, no_progress
@@ -124,6 +124,8 @@ class ReadPicture(NamedTuple):
     """Such as "CMYK"; none of them hinders training."""
     over_black: bool
     """Whether it is transparent, and would be invisible over white."""
+    put_right: bool
+    """Whether earlier versions read it otherwise than its tags say; see `tiff`."""
 
 
 def read_image(path: PictureFile, shortest: int | None = None, levels: Levels | None = None) -> Image.Image:
@@ -155,7 +157,7 @@ def read_picture(path: PictureFile, shortest: int | None = None, levels: Levels 
             size = size[::-1]
         turned = ["turned by EXIF"] * (orientation != UPRIGHT or turned_by_pillow)
         more = [OF_PAGES if image.format == "TIFF" else ANIMATED] * _has_more(image)
-        return ReadPicture(upright, size, (*turned, *properties, *more), over_black)
+        return ReadPicture(upright, size, (*turned, *properties, *more), over_black, is_put_right(image))
 
     return _reading(path, read)
 

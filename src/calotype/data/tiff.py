@@ -15,6 +15,7 @@ PLACES = (273, 279, 324, 325)
 """Where the strips and tiles are, and how long."""
 LAYOUT = (WIDTH, HEIGHT, 259, 266, 274, 278, 317, 322, 323)
 """Size, compression, order of bits, orientation, rows of a strip, predictor, size of a tile."""
+PUT_RIGHT = "put right"
 MINIMUM_IS_WHITE, MINIMUM_IS_BLACK, SEPARATE, PREMULTIPLIED, FLOATING_POINT = 0, 1, 2, 1, 3
 NATIVE = {
     "I;16S": "I;16NS", "I;16BS": "I;16NS", "I;32S": "I;32NS", "I;32BS": "I;32NS", "F;32F": "F;32NF", "F;32BF": "F;32NF",
@@ -25,21 +26,28 @@ TiffImagePlugin.OPEN_INFO.setdefault((b"MM", MINIMUM_IS_WHITE, (1,), 1, (16,), (
 
 
 def put_right(image: ImageFile.ImageFile) -> None:
-    """Before a TIFF is decoded. Others stay as they are.
+    """Before a TIFF is decoded; `is_put_right` says whether its pixels are others by that. Others stay as they are.
 
     Pillow takes parts that libtiff has decoded for bytes in the order of the file, and uncompressed planes of 16 and 32
     bits for planes of 8.
     """
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return
+    image.info[PUT_RIGHT] = white_is_zero(image) and image.mode not in ("1", "L")
     if image.use_load_libtiff:
+        modes = [tile.args[0] for tile in image.tile if isinstance(tile.args, tuple)]
+        image.info[PUT_RIGHT] |= any("B" in mode for mode in modes if mode in NATIVE)
         image.tile = [tile._replace(args=_native(tile.args)) for tile in image.tile]
     elif are_separate(image) and image.tag_v2[BITS][0] in (16, 32):
         bits, size = image.tag_v2[BITS][0], (image.tag_v2[WIDTH], image.tag_v2[HEIGHT])
         raw = {"I;16": "I;16N", "I;16B": "I;16N", "I": f"I;{bits}NS", "F": "F;32NF"}.get(image.mode)
         args = raw or f"{image.mode};16N", False, image.tag_v2.offset
         image.tile = [image.tile[0]._replace(codec_name="libtiff", extents=(0, 0, *size), offset=0, args=args)]
-        image.use_load_libtiff = True
+        image.use_load_libtiff, image.info[PUT_RIGHT] = True, True
+
+
+def is_put_right(image: Image.Image) -> bool:
+    return bool(image.info.get(PUT_RIGHT))
 
 
 def _native(arguments: tuple[Any, ...] | str | None) -> tuple[Any, ...] | str | None:
