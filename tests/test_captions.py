@@ -1,10 +1,13 @@
 import json
 import os
+from itertools import repeat
 
 import pytest
 import torch
 from small import write_pictures
 
+from calotype.data import captions as module
+from calotype.data.caption_files import CaptionRow
 from calotype.data.captions import MAX_BYTES, MAX_CHARACTERS, clean, read_captions
 from calotype.data.folder import read_folder
 from calotype.data.sources import draw_captions
@@ -50,6 +53,15 @@ def test_metadata_names_pictures_below_it_and_may_have_several_captions(folder):
     )
     (folder / "sub" / "9.txt").write_text("e")
     assert captions_of(folder, "0.png", "1.png", "sub/9.png")[0] == (("zero",), ("d",), ("a", "b", "c", "e"))
+
+
+@pytest.mark.parametrize("above", ["/home/an/album/", "album/", "./album/", "C:\\\\album\\\\"])
+def test_paths_from_above_the_folder_name_pictures_whose_names_repeat_in_its_subfolders(folder, above):
+    """As programs write them that were given the folder's own path, here or on another machine."""
+    names = [f"{place}/{number}.png" for place in ("cat", "big/cat", "dog") for number in range(2)]
+    metadata(folder, *({"file_name": above + name, "text": name} for name in (*names, "bird/0.png")))
+    of, notes = captions_of(folder, *names)
+    assert of == tuple((name,) for name in names) and len(notes) == 2 and "1 line of metadata named" in notes[1]
 
 
 def test_pictures_without_captions_have_none_and_no_verdict_is_given(folder):
@@ -215,6 +227,17 @@ def test_a_malformed_line_is_named_and_the_others_count(folder):
         "line 5,003 of metadata.jsonl (text is not text), line 5,004 of metadata.jsonl (longer than 64 kB) "
         "and 1 more"
     )
+
+
+@pytest.mark.parametrize("name", ["log.txt", "log.jsonl", "log.csv"])
+def test_a_file_of_endless_lines_without_captions_is_given_up(folder, monkeypatch, name):
+    row = CaptionRow("line 1 of ", {"time": 1, "message": "ready"})
+    monkeypatch.setattr(module, "caption_rows", lambda path, is_picture: repeat(row))
+    (folder / name).touch()
+    assert captions_of(folder, "0.png")[1][0].startswith(
+        f"1 text file fitted no picture: {name}" if name.endswith("txt") else
+        f"not read as captions: {name} (its keys are time, message; expected"
+    )  # fmt: skip
 
 
 def test_nothing_outside_the_folder_is_read(folder, tmp_path):

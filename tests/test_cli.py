@@ -193,6 +193,7 @@ MISTAKES = {
     "raw pictures": (["plan", "{0}/raw"], r"by suffix: .cr2 1; convert pictures of other kinds", raw_pictures),
     "empty variable": (["train", "", "--size", "16"], "a path is empty"),
     "empty place": (["train", "{0}/pictures", "--out="], "a path is empty"),
+    "home of nobody": (["plan", "{0}/pictures", "--space", "diffusers:~nobody-here/vae"], "is no path .*give that of"),
     "runs nowhere": (["runs", "{0}/nothing"], "no run in"),
     "report pictures": (["report", "{0}/pictures"], "is not a run"),
     "sweep nothing": (["sweep", "{0}/nothing"], "is not a run"),
@@ -212,6 +213,17 @@ def test_a_mistake_of_the_user_is_reported_in_one_line(tell, folder, monkeypatch
     assert code == 2 and len(wrong) == 1 and wrong[0].startswith("calotype: ")
     assert sorted(folder.parent.rglob("*")) == before  # no half of a run is left
     match(message, wrong[0])
+
+
+def test_a_current_folder_that_was_removed_is_one_line(tell, folder, monkeypatch):
+    """Before torch is imported, which would end the process with a message of its own."""
+    (gone := folder.parent / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    code, _, wrong = tell("runs")
+    assert code == 2 and wrong == [
+        "calotype: Invalid value: the current folder was removed; go to another one with cd; try: calotype --help"
+    ]
 
 
 def find(device):

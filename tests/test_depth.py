@@ -92,6 +92,7 @@ def test_colours_of_12_bits_in_16_are_spread_with_all_their_levels(tmp_path, mon
     expected = []
     for index, top in enumerate((1000, 4096)):
         values = np.random.default_rng(index).integers(top, size=(SIDE, SIDE, bands))
+        values[0, 0] = top - 1
         if bands != 3:
             values[..., -1] = 65_535
         (tmp_path / f"{index}.{'tif' if encoded(values)[:2] == b'II' else 'png'}").write_bytes(encoded(values))

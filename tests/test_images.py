@@ -97,7 +97,7 @@ def test_a_16_bit_png_keeps_its_range(tmp_path):
 
 def test_floats_beyond_every_customary_white_are_spread_not_clipped(tmp_path):
     Image.fromarray(np.array([[-1e6, 0, 1e6, np.nan]], "f4")).save(tmp_path / "a.tif")
-    assert np.asarray(read_image(tmp_path / "a.tif"))[0, :, 0].tolist() == [0, 128, 255, 128]
+    assert np.asarray(read_image(tmp_path / "a.tif"))[0, :, 0].tolist() == [0, 128, 255, 0]
 
 
 def with_alpha(mode):

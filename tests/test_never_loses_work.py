@@ -19,8 +19,10 @@ from test_train import interrupted_at, products, run_in, silent
 
 from calotype import files
 from calotype.cli import commands
+from calotype.cli.commands.reading import MAX_BYTES_OF_NAME, name_that_fits
 from calotype.cli.options import ResumeOptions
 from calotype.cli.process import LastingStream, compiled_folder
+from calotype.data.hashes import FEWEST_KEPT, hash_files, hashes_file
 from calotype.files import is_whole, read_json, whole_folder, write_json
 from calotype.run import Run
 from calotype.settings import read_recipe
@@ -605,6 +607,32 @@ def test_compiled_code_has_a_place_where_the_home_is_that_of_another_user(monkey
     monkeypatch.setenv("XDG_CACHE_HOME", "/nobody/cache")
     monkeypatch.setattr(Path, "stat", stat)
     assert compiled_folder().is_absolute()
+
+
+def test_who_has_neither_a_home_nor_a_place_for_temporary_files_has_a_command_line(tmp_path, monkeypatch):
+    """As a user without a name has in a container that is read-only."""
+
+    def nowhere(*given, **more):
+        raise RuntimeError("Could not determine home directory.")
+
+    def full(**given):
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert compiled_folder().is_dir()
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    assert not compiled_folder().exists() and not hashes_file(tmp_path).exists()
+    (tmp_path / "a.png").touch()
+    assert hash_files(tmp_path, ["a.png"] * FEWEST_KEPT)[0].keys() == {"a.png"}
+
+
+@pytest.mark.parametrize("letter", ["a", "ả", "\udce9"])
+def test_the_name_of_a_run_fits_beside_its_number(letter):
+    """As that of pictures in a folder whose name is as long as names may be."""
+    short = name_that_fits(255 // len(os.fsencode(letter)) * letter)
+    assert MAX_BYTES_OF_NAME - 3 < len(os.fsencode(short)) <= MAX_BYTES_OF_NAME and {*short} == {letter}
+    assert name_that_fits("cats") == "cats"
 
 
 # -- Signals -----------------------------------------------------------------------------------------------------------

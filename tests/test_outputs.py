@@ -27,7 +27,9 @@ from calotype.cli.options import (
     SampleOptions,
 )
 from calotype.data.images import read_mask
-from calotype.files import write_png, write_whole
+from calotype.export.bundle import SETTINGS
+from calotype.export.diffusers_folder import PIPELINE
+from calotype.files import whole_folder, write_json, write_png, write_whole
 from calotype.model import load
 from calotype.types import UserError
 
@@ -140,6 +142,20 @@ def test_the_page_of_several_runs_is_not_written_over_one_that_is_beside_them(fi
     with pytest.raises(UserError, match=r"report.html is not a page of calotype .* choose another name with --out"):
         commands.report(ReportOptions([tmp_path / "a", tmp_path / "b"]), Keeper())
     assert (tmp_path / "report.html").read_text() == "<title>mine</title>"
+
+
+@pytest.mark.parametrize("kind", ["onnx", "diffusers"])
+def test_an_export_is_not_replaced_with_what_others_have_put_into_it(tmp_path, tell, kind):
+    out = tmp_path / "export"
+    with whole_folder(out) as path:
+        write_json(path / {"onnx": SETTINGS, "diffusers": PIPELINE}[kind], {})
+    words = "export", tmp_path / "nothing", "--to", kind, "--out", out
+    assert "expected the folder of a run" in tell(*words)[2][0]  # what an export has written may be replaced
+    (out / ".git").mkdir()
+    (out / "notes.txt").write_text("mine")
+    code, _, wrong = tell(*words)
+    assert code == 2 and "has what no export has put there: .git, notes.txt; move it away" in wrong[0]
+    assert (out / "notes.txt").read_text() == "mine"
 
 
 def failing(number):

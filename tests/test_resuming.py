@@ -304,6 +304,12 @@ def test_a_setting_with_which_a_leg_was_trained_must_be_put_back(run, before, af
         resume(run)
 
 
+def test_a_run_that_says_nothing_of_a_leg_is_damaged(tmp_path):
+    run = Run(tmp_path, RunState(legs={"denoiser": "waiting"}))
+    with pytest.raises(UserError, match=r"run\.json is damaged: legs says nothing of autoencoder; put the file back"):
+        resuming.note_changes(run, recipe(), "cpu", machine(), Keeper())
+
+
 def test_other_settings_are_named_and_taken(run, unproduced):
     settings = Run.open(run).state.settings
     edit(run, "steps = 3", "steps = 2")

@@ -1,6 +1,7 @@
 """What `calotype data check` says of a folder, against folders made to have one of everything."""
 
 import io
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,10 +9,12 @@ from PIL import Image
 from small import Keeper, noise_pixels, write_pictures
 
 from calotype.cli.commands import check_data
+from calotype.cli.commands.checking import survey_lines
 from calotype.cli.options import CheckOptions
 from calotype.data.duplicates import near_duplicate_pairs, perceptual_hash
 from calotype.data.images import fit
-from calotype.data.survey import survey
+from calotype.data.survey import Survey, SurveyedPicture, survey
+from calotype.model import find_label
 from calotype.types import UserError
 
 
@@ -128,3 +131,13 @@ def test_no_pixels_are_kept(tmp_path):
     """What is known of a picture takes less than a thumbnail does."""
     write_pictures(tmp_path, count=3)
     assert noise_pixels(1).nbytes >= 768 > max(one.hash.nbytes for one in survey(tmp_path, 16).pictures)
+
+
+def test_thousands_of_classes_are_counted_and_not_all_listed():
+    labels = {f"class {number}": 1 for number in range(5000)}
+    black = np.zeros((16, 16, 3), np.uint8)
+    picture = SurveyedPicture("a.png", (16, 16), (), "", perceptual_hash(black))
+    lines = dict(survey_lines(Survey(16, [picture], {}, [], Counter(), labels, Counter())))
+    assert lines["labels"].startswith("5,000: class 0 1, ") and lines["labels"].endswith("class 99 1 and 4,900 more")
+    with pytest.raises(UserError, match=r"this model knows class 0, .*, class 19 and 4,980 more$"):
+        find_label("cat", [*labels])

@@ -16,7 +16,7 @@ from PIL import Image, ImageChops
 
 from calotype.data.captions import as_prompts, clean
 from calotype.data.images import cut, images_from_pil, pils_from_images, shown
-from calotype.data.listing import normal_form
+from calotype.data.listing import MOST_NAMED, first_names, normal_form
 from calotype.diffusion.init import (
     Between,
     Mask,
@@ -339,7 +339,7 @@ def find_label(label: str, classes: Sequence[str]) -> int:
         raise UserError(f"label is {label!r}, but this model was trained without labels; leave --label out")
     close = difflib.get_close_matches(label, classes, 1, 0.4)
     hint = f"did you mean {shown(close[0])}? " if close else ""
-    raise UserError(f"label {label!r} is unknown; {hint}this model knows {', '.join(map(shown, classes))}")
+    raise UserError(f"label {label!r} is unknown; {hint}this model knows {first_names(classes, MOST_NAMED)}")
 
 
 def white_of(mask: Image.Image, picture: Image.Image, given: Images) -> Mask:

@@ -29,4 +29,8 @@ HINTS = {
 
 
 def cache_home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calotype"
+    """A place where nothing can be written, for a user without a home, as in some containers."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calotype"
+    except RuntimeError:
+        return Path(os.devnull) / "calotype"

@@ -28,6 +28,7 @@ def main() -> None:
             options = app(standalone_mode=False)
             if isinstance(options, int):  # the exit code of --help
                 sys.exit(options)
+            require_current_folder()
             require_named_paths(options)
             if isinstance(options, TrainingOptions):
                 options.counted_from_process_start()
@@ -47,6 +48,14 @@ def main() -> None:
 
                 pass_on(line)
             sys.exit(code)
+
+
+def require_current_folder() -> None:
+    """Raises `BadParameter` where it was removed: torch would end the process there."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise typer.BadParameter("the current folder was removed; go to another one with cd") from None
 
 
 def require_named_paths(options: object) -> None:

@@ -61,12 +61,14 @@ def tune_process() -> None:
 
 def compiled_folder() -> Path:
     """For the code of torch.compile, where no other user can write: in the user's cache, or, where that cannot be
-    written to, in a folder of this process. Torch makes it also for what compiles nothing, and would end there."""
+    written to, in a folder of this process, if there can be any. Torch makes it also for what compiles nothing, and
+    would end there."""
     folder = cache_home() / "compiled"
     there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not os.access(f"{there}/.", os.W_OK | os.X_OK):  # also where it is a file
-        folder = Path(tempfile.mkdtemp(prefix="calotype-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        with suppress(OSError):  # commands that only read need none
+            folder = Path(tempfile.mkdtemp(prefix="calotype-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 

@@ -43,6 +43,8 @@ CAPTION_FOLDERS = ("captions", "caption", "texts", "text", "txt", "prompts", "la
 """Beside a folder such as `images`."""
 NUMBERED = re.compile(r"#\d+$")
 """Which caption of a picture it is, as in Flickr8k."""
+MOST_UNUSED = 10_000
+"""Entries of a file without a caption before them, after which it is not read further."""
 MAX_CHARACTERS = 2000
 """Longer captions are truncated."""
 MAX_SHORTENED = 3
@@ -235,6 +237,8 @@ class PictureIndex:
             return None
         same = self.by_end.get(parts[-1] if parts else "", [])
         fits = [name for name in same if len(same) == 1 or f"/{name}".endswith(f"/{file}")]
+        if not fits:  # a path from above the folder, as it was on the machine where the file was written
+            fits = sorted((name for name in same if "/" in name and f"/{file}".endswith(f"/{name}")), key=len)[-1:]
         return self.names[fits[0]] if len(fits) == 1 else None
 
 
@@ -300,6 +304,8 @@ def _read_table(read: CaptionFiles, path: str, pictures: PictureIndex) -> None:
                 read.decoded(path, encoding)
             except (ValueError, RecursionError, csv.Error) as error:
                 errors.append((f"{place}{label}", error))
+                if not used and len(errors) == MOST_UNUSED:  # such as a log: of millions of lines all would be kept
+                    break
     except (OSError, ValueError, RecursionError) as error:
         require_reachable(path, error)
         errors.append((label, error))

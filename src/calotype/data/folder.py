@@ -25,7 +25,9 @@ from calotype.data.depth import FolderLevels, find_levels
 from calotype.data.formats import PictureFile, require_reachable
 from calotype.data.hashes import Stamp, stamp
 from calotype.data.images import (
+    ANIMATED,
     GAP,
+    OF_PAGES,
     UnreadableError,
     cut,
     images_from_pixels,
@@ -163,6 +165,10 @@ class Decoded(NamedTuple):
     over_black: bool = False
     plain: bool = False
     """Whether it is of one colour."""
+    has_more: bool = False
+    """Whether its file has more frames or pages."""
+    put_right: bool = False
+    """Whether earlier versions read it otherwise: to a run of theirs it is another picture."""
 
 
 def read_folder(
@@ -228,16 +234,23 @@ def read_folder(
 def _prepared(levels: FolderLevels, read: Mapping[HashedFile, Decoded]) -> str:
     """How the pictures were prepared in other ways than `PREPARATION` says."""
     over_black = [file.digest for file, result in read.items() if result.over_black]
-    return ", ".join(filter(None, (levels.prepared, " ".join(["over black:", *over_black] if over_black else []))))
+    put_right = [file.digest for file, result in read.items() if result.put_right]
+    kinds = {"over black:": over_black, "as tagged:": put_right}
+    return ", ".join(filter(None, (levels.prepared, *(" ".join([kind, *of]) for kind, of in kinds.items() if of))))
 
 
 def _decoding_notes(read: Mapping[HashedFile, Decoded], size: int) -> list[str]:
     plain = [file.name for file, result in read.items() if result.plain]
+    more = [file.name for file, result in read.items() if result.has_more]
     return [
         *note(sum(result.enlarged for result in read.values()), "picture", f"smaller than {size} px, and enlarged"),
         *note(
             sum(result.over_black for result in read.values()), "transparent picture",
             "put on black, because nothing of it is visible on white",
+        ),
+        *note(
+            len(more), "picture",
+            f"read without the frames or pages after the first; save those that count as files: {first_names(more)}",
         ),
         *note(len(plain), "picture", f"of one colour, which is all that can be learned from it: {first_names(plain)}"),
     ]  # fmt: skip
@@ -345,7 +358,8 @@ def _decode(
         square = np.asarray(cut(image, width, height))
         pixels[row] = square.transpose(2, 0, 1)
         enlarged = image.width < width or image.height < height
-        return Decoded("", enlarged, image.size, picture.over_black, is_plain(square))
+        has_more = not {ANIMATED, OF_PAGES}.isdisjoint(picture.properties)
+        return Decoded("", enlarged, image.size, picture.over_black, is_plain(square), has_more, picture.put_right)
 
     decoded = list(in_threads(decode, range(len(paths)), progress))
     for new, old in enumerate(row for row, result in enumerate(decoded) if not result.refused):

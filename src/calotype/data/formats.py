@@ -23,6 +23,7 @@ from PIL import Image, ImageFile, features
 from PIL import _imaging as pillow_core
 
 from calotype.data.remote import RemoteFile
+from calotype.data.tiff import are_separate, kind_of_tiff, put_right
 from calotype.escaping import plain
 from calotype.types import UserError
 
@@ -37,7 +38,7 @@ BYTES_A_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;1
 BUFFERS = {"GIF": 2, "WEBP": 12, "AVIF": 12, "HEIF": 12}
 """Bytes a pixel that decoders need beside the picture, by format; for JPEG and TIFF see `buffer_bytes`."""
 PROGRESSIVE_JPEG = 6
-TIFF_ROWS_PER_STRIP, TIFF_DEEPEST = 278, 8
+TIFF_ROWS_PER_STRIP, TIFF_DEEPEST, PLANES_DEEPEST = 278, 8, 20
 
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 PROFILE_CHUNK = b"iCCP"
@@ -118,6 +119,7 @@ UNAVAILABLE = {
 }
 """Suffixes of pictures whose decoder is not installed: what they are, and what to do."""
 
+TIFF = re.compile(rb"II[*+]\0|MM\0[*+]")
 _SIGNATURES = {
     "nothing (0 bytes)": rb"$",
     "a damaged picture": rb"\xff\xd8|\x89PNG|RIFF....WEBP|GIF8|BM.{4}\0{4}|II\*|MM\x00\*",
@@ -131,12 +133,16 @@ _SIGNATURES = {
 }
 
 
-def kind_of_file(path: PictureFile) -> str:
-    """What a file is that Pillow does not open, by its first bytes."""
+def why_not_opened(path: PictureFile) -> str:
+    """Why Pillow does not open a file: what it is instead of a picture, by its first bytes."""
     with opened_file(path) as file:
         start = file.read(512)
+        if TIFF.match(start):
+            file.seek(0)
+            if kind := kind_of_tiff(file):
+                return f"it is {kind}, a form that is not read; save it as grey or RGB of 8 or 16 bits"
     kinds = (kind for kind, pattern in _SIGNATURES.items() if re.match(pattern, start, re.DOTALL | re.IGNORECASE))
-    return next(kinds, "data of another kind")
+    return f"found {next(kinds, 'data of another kind')} instead of {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 
 
 # -- Opening -----------------------------------------------------------------------------------------------------------
@@ -180,6 +186,7 @@ def with_picture(path: PictureFile, work: Callable[[ImageFile.ImageFile], T]) ->
     for chunks in (TEXT_CHUNKS, (*TEXT_CHUNKS, PROFILE_CHUNK), ()):
         try:
             with source, Image.open(source, formats=FORMATS) as image:
+                put_right(image)
                 return work(image)
         except ValueError as error:
             if not chunks or "MAX_TEXT" not in str(error):  # the constants of Pillow that limit such chunks
@@ -225,7 +232,11 @@ def buffer_bytes(image: Image.Image) -> int:
             return PROGRESSIVE_JPEG * image.width * image.height if image.info.get("progressive") else 0
         case "TIFF":
             rows = getattr(image, "tag_v2", {}).get(TIFF_ROWS_PER_STRIP, 1)
-            return TIFF_DEEPEST * image.width * (min(rows, image.height) if isinstance(rows, int) else image.height)
+            deep = are_separate(image) and ";16" in str(getattr(image, "tile", ""))
+            planes = PLANES_DEEPEST * image.width * image.height if deep else 0
+            return planes + TIFF_DEEPEST * image.width * (
+                min(rows, image.height) if isinstance(rows, int) else image.height
+            )
         case name:
             return BUFFERS.get(name or "", 0) * image.width * image.height
 

@@ -19,14 +19,13 @@ from torch import Tensor
 
 from calotype.data.formats import (
     DECODING_MEMORY,
-    FORMATS,
     PictureFile,
     RefusedError,
     buffer_bytes,
     check_deep_colours,
-    kind_of_file,
     picture_bytes,
     require_reachable,
+    why_not_opened,
     with_picture,
 )
 from calotype.data.remote import RemoteFile, remote_address
@@ -49,6 +48,7 @@ from calotype.data.rgb import (
     reduction_of,
     spread_colours,
 )
+from calotype.data.tiff import is_put_right, white_is_zero
 from calotype.escaping import plain
 from calotype.machine import cores, ranks_here
 from calotype.types import Images, Progress, UserError, no_progress
@@ -58,6 +58,8 @@ from calotype.types import Images, Progress, UserError, no_progress
 GAP = 3.0
 PLAIN = 3
 """The most that values of a picture of one colour differ, of 255."""
+ANIMATED, OF_PAGES = "animated", "of several pages"
+"""Properties of files of which the first frame or page alone is read."""
 LARGEST_PART, WAITING = 64, 4
 """Items of a thread in one go, and such parts for each thread that are in work or wait."""
 
@@ -122,6 +124,8 @@ class ReadPicture(NamedTuple):
     """Such as "CMYK"; none of them hinders training."""
     over_black: bool
     """Whether it is transparent, and would be invisible over white."""
+    put_right: bool
+    """Whether earlier versions read it otherwise than its tags say; see `tiff`."""
 
 
 def read_image(path: PictureFile, shortest: int | None = None, levels: Levels | None = None) -> Image.Image:
@@ -152,7 +156,8 @@ def read_picture(path: PictureFile, shortest: int | None = None, levels: Levels 
         if orientation >= FIRST_SIDEWAYS:
             size = size[::-1]
         turned = ["turned by EXIF"] * (orientation != UPRIGHT or turned_by_pillow)
-        return ReadPicture(upright, size, (*turned, *properties, *["animated"] * _is_animated(image)), over_black)
+        more = [OF_PAGES if image.format == "TIFF" else ANIMATED] * _has_more(image)
+        return ReadPicture(upright, size, (*turned, *properties, *more), over_black, is_put_right(image))
 
     return _reading(path, read)
 
@@ -167,10 +172,10 @@ def deep_range(path: PictureFile, inner: bool = False) -> tuple[str, float, floa
         if (kind := deep_kind(image)) is None:
             return None
         check_deep_colours(image)
-        with DECODING_MEMORY.reserved(buffer_bytes(image) + picture_bytes(image)):
+        with DECODING_MEMORY.reserved(buffer_bytes(image) + picture_bytes(image) * (1 + (kind == DEEP_COLOURS))):
             image.load()
             if kind == DEEP_COLOURS:
-                return kind, *colour_extremes(image, inner)
+                return kind, *_colour_extremes(path, image, inner)[0]
             return kind, *(inner_extremes(image) if inner else extremes(image))
 
     return _reading(path, read)
@@ -183,11 +188,27 @@ def _load(path: PictureFile, image: ImageFile.ImageFile, levels: Levels | None) 
     image.load()
     if kind is None:
         return None
-    deep_colours = kind == DEEP_COLOURS
-    span = (levels or {}).get(kind) or range_of(kind, *(colour_extremes if deep_colours else extremes)(image))
-    if deep_colours and span != customary_range(kind, *span):
-        spread_colours(image, with_picture(path, decode_low_bytes), span)
-    return None if deep_colours else span
+    span, low = (levels or {}).get(kind), None
+    if kind != DEEP_COLOURS:
+        span = span or range_of(kind, *extremes(image))
+        return span[::-1] if white_is_zero(image) else span
+    if span is None:
+        ends, low = _colour_extremes(path, image)
+        span = range_of(kind, *ends)
+    if span != customary_range(kind, *span):
+        spread_colours(image, with_picture(path, decode_low_bytes) if low is None else low, span)
+    return None
+
+
+def _colour_extremes(
+    path: PictureFile, image: ImageFile.ImageFile, inner: bool = False
+) -> tuple[Range, Image.Image | None]:
+    """Of a picture whose high bytes are decoded; and the low ones where the range is narrow: they count there alone."""
+    ends = colour_extremes(image, inner=inner)
+    if range_of(DEEP_COLOURS, *ends) == customary_range(DEEP_COLOURS, *ends):
+        return ends, None
+    low = with_picture(path, decode_low_bytes)
+    return colour_extremes(image, low, inner), low
 
 
 def _reading(path: PictureFile, work: Callable[[ImageFile.ImageFile], Output]) -> Output:
@@ -229,9 +250,10 @@ def _properties(image: Image.Image) -> list[str]:
     return [name for name, holds in found.items() if holds]
 
 
-def _is_animated(image: Image.Image) -> bool:
+def _has_more(image: Image.Image) -> bool:
+    """Whether frames or pages follow the first; in JPEGs of phones and cameras a preview or a second view may."""
     try:
-        return bool(getattr(image, "is_animated", False))
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
     except Exception:  # the second frame is damaged
         return True
 
@@ -289,7 +311,7 @@ def grid(pictures: list[Image.Image], columns: int, gap: int = 2) -> Image.Image
 def _reason(path: PictureFile, error: Exception) -> str:
     match error:
         case UnidentifiedImageError():
-            return f"found {kind_of_file(path)} instead of {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+            return why_not_opened(path)
         case Image.DecompressionBombError():
             return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller first"
         case RefusedError():

@@ -19,6 +19,8 @@ SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found"
 
 TABLES_OF_OTHERS = (".parquet", ".arrow", ".xlsx")
 """In which others may have captions."""
+MOST_NAMED = 20
+"""Classes or suffixes in a sentence."""
 ARCHIVES = (".zip", ".rar", ".7z", ".tgz", ".gz", ".bz2", ".xz")
 
 
@@ -169,7 +171,7 @@ def note(count: int, noun: str, rest: str) -> list[str]:
 
 
 def names_counted(counts: Counter[str]) -> str:
-    return ", ".join(f"{shown(name)} {count}" for name, count in counts.most_common(20))
+    return ", ".join(f"{shown(name)} {count}" for name, count in counts.most_common(MOST_NAMED))
 
 
 def first_names(names: Iterable[str], most: int = 5) -> str:

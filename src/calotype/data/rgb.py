@@ -15,6 +15,8 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageCms, ImageFile
 
+from calotype.data.tiff import are_separate, planes
+
 Range = tuple[float, float]
 Levels = Mapping[str, Range]
 """The values of black and white, by `deep_kind`."""
@@ -143,6 +145,10 @@ def _raw_modes(image: Image.Image) -> list[str]:
 
 def decode_low_bytes(image: ImageFile.ImageFile) -> Image.Image:
     """Decodes a picture of 16-bit colours as if its low bytes were its high ones."""
+    if are_separate(image):
+        return Image.merge(
+            image.mode, [Image.fromarray((np.asarray(plane) & 255).astype("u1")) for plane in planes(image)]
+        )
     modes = _raw_modes(image)
     for index, mode in enumerate(modes):
         tile, other = image.tile[index], OTHER_BYTES[mode]
@@ -165,12 +171,24 @@ def spread_colours(high: Image.Image, low: Image.Image, span: Range) -> None:
         high.paste(Image.fromarray(values), box)
 
 
-def colour_extremes(image: Image.Image, inner: bool = False) -> Range:
-    """0, and the largest value of a picture whose high bytes are decoded, of 65,535; `inner`: without the values that
-    may be stray, see `inner_extremes`."""
-    counts = np.sum(np.reshape(image.histogram(), (-1, 256))[:3], 0)
+def colour_extremes(high: Image.Image, low: Image.Image | None = None, inner: bool = False) -> Range:
+    """0, and the largest value of a picture by its high and low bytes, of 65,535; without the low ones, the most that
+    it can be. `inner`: without the values that may be stray, see `inner_extremes`."""
+    counts = np.sum(np.reshape(high.histogram(), (-1, 256))[:3], 0)
     stray = max(1, int(counts.sum()) // STRAY) if inner else 0
-    return 0.0, 256.0 * float(np.flatnonzero(counts[::-1].cumsum()[::-1] > stray).max(initial=0)) + 255
+    top = _largest_above(counts, stray)
+    if low is None:
+        return 0.0, 256.0 * top + 255
+    own = np.zeros(256, np.int64)
+    for band in range(3):
+        mask = high.getchannel(band).point([255 * (value == top) for value in range(256)])
+        own += low.getchannel(band).histogram(mask)
+    return 0.0, 256.0 * top + _largest_above(own, stray - int(counts[top + 1 :].sum()))
+
+
+def _largest_above(counts: Shaped[np.ndarray, " _"], stray: int) -> int:
+    """The largest value, of those with these counts, that is not one of so many at the end."""
+    return int(np.flatnonzero(counts[::-1].cumsum()[::-1] > stray).max(initial=0))
 
 
 def extremes(image: Image.Image) -> Range:
@@ -223,7 +241,9 @@ def _in_eight_bits(image: Image.Image, span: Range) -> Image.Image:
 
 
 def _scaled(values: Shaped[np.ndarray, "*shape"], span: Range) -> UInt8[np.ndarray, "*shape"]:
+    """What stands for no value is black."""
     black, white = span
-    finite = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
-    scaled: UInt8[np.ndarray, "*shape"] = ((finite - black) * (255 / (white - black))).round().clip(0, 255).astype("u1")
+    given = values.astype(np.float64)
+    given[~(np.abs(given) < NO_DATA)] = black
+    scaled: UInt8[np.ndarray, "*shape"] = ((given - black) * (255 / (white - black))).round().clip(0, 255).astype("u1")
     return scaled

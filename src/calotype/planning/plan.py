@@ -11,6 +11,7 @@ from calotype.bounds import MAX_SAMPLES
 from calotype.data.captions import Captions
 from calotype.data.folder import Pictures
 from calotype.data.images import shown
+from calotype.data.listing import MOST_NAMED, first_names
 from calotype.files import checked, read_json
 from calotype.nets.dit import DitConfig
 from calotype.nets.frozen import FolderConfig, MiniLmConfig
@@ -101,7 +102,7 @@ def explain(
             reasons["precision"],
         ),
         Choice(
-            what="labels", value=", ".join(map(shown, pictures.classes)) or "none",
+            what="labels", value=first_names(pictures.classes, MOST_NAMED) or "none",
             why=f"{'' if pictures.classes else 'no '}class subfolders; {pictures.trained:,} pictures to train on",
         ),
     ]  # fmt: skip

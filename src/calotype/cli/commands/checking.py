@@ -10,6 +10,7 @@ from calotype.cli.console import Console
 from calotype.cli.options import CheckOptions
 from calotype.data.buckets import PixelSize, bucket_notes
 from calotype.data.images import shown
+from calotype.data.listing import first_names
 from calotype.data.split import MAX_TEST, MAX_VALIDATION
 from calotype.data.survey import Survey, survey
 from calotype.types import UserError
@@ -19,7 +20,7 @@ ASPECT_RATIOS = (
     (0.6, "tall, below 3:5"), (0.95, "portrait"), (1.05, "square"), (1.67, "landscape"), (1e9, "wide, above 5:3"),
 )  # fmt: skip
 """Width by height, up to the number."""
-MAX_LISTED, BAR_WIDTH = 10, 30
+MAX_LISTED, MOST_LABELS, BAR_WIDTH = 10, 100, 30
 
 
 def check_data(options: CheckOptions, console: Console) -> Survey:
@@ -97,7 +98,9 @@ def _labels(counts: dict[str, int]) -> str:
     classes = [f"{shown(name)} {count:,}" for name, count in counts.items() if name]
     if len(classes) < 2:
         return "none; class subfolders would become labels"
-    return f"{len(classes):,}: {', '.join(classes)}" + (f"; without one {counts['']:,}" if "" in counts else "")
+    return f"{len(classes):,}: {first_names(classes, MOST_LABELS)}" + (
+        f"; without one {counts['']:,}" if "" in counts else ""
+    )
 
 
 def _listed(lines: Sequence[str], most: int = MAX_LISTED) -> list[str]:

@@ -17,9 +17,11 @@ from calotype.data.rgb import Levels
 from calotype.data.split import SplitConfig, SplitRule, stratified_split
 from calotype.demo.portraits import write_portraits
 from calotype.demo.reading import pictures_of_run, read_pictures
-from calotype.files import checked, make_folder
+from calotype.files import checked, make_folder, reason_of
 from calotype.run import PORTRAITS, Run, read_state
 from calotype.types import UserError
+
+MAX_BYTES_OF_NAME = 200
 
 
 def read(
@@ -87,6 +89,21 @@ def pack_shards(options: ShardsOptions, console: Console) -> Packed:
     console.say(f"{plural(packed.pictures, 'picture')} in {shards} of {packed.bytes / 1e6:,.1f} MB: {options.out}")
     console.say(f"train on them with: calotype train {options.out}")
     return packed
+
+
+def place_of(path: str) -> Path:
+    """The resolved path that a setting names. Raises `UserError` where no path can be so."""
+    try:
+        return Path(path).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a NUL byte, or the home of nobody
+        raise UserError(f"{path!r:.80} is no path ({reason_of(error)}); give that of a folder") from None
+
+
+def name_that_fits(name: str) -> str:
+    """So that a name which begins with it fits into the 255 bytes of most file systems."""
+    while len(os.fsencode(name)) > MAX_BYTES_OF_NAME:
+        name = name[:-1]
+    return name
 
 
 def unused_path(path: Path) -> Path:

@@ -177,8 +177,14 @@ def change_of(run: Run, pictures: Pictures) -> str:
 def note_changes(run: Run, recipe: Recipe, device: str, machine: Machine, console: Console) -> None:
     """Names what has changed, and goes on with it.
 
-    Raises `UserError` for a setting with which networks have been trained already.
+    Raises `UserError` for a setting with which networks have been trained already, and where the run does not say how
+    far a leg is.
     """
+    if missing := [leg for leg in recipe.legs if leg not in run.state.legs]:
+        raise UserError(
+            f"{run.folder / 'run.json'} is damaged: legs says nothing of {', '.join(missing)}; put the file back from "
+            f"a copy, or start a new run"
+        )
     for text in (*_settings(run, recipe), *_machine(run, device, machine)):
         announce(run, console, text)
     run.state.settings = recipe.model_dump(mode="json")

@@ -16,7 +16,7 @@ from typing import Any
 from calotype.cli.commands.continuing import Source, check_disk, copy_start, open_source, require_fitting
 from calotype.cli.commands.extending import extend, switch
 from calotype.cli.commands.following import follow, lead
-from calotype.cli.commands.reading import read, unused_path
+from calotype.cli.commands.reading import name_that_fits, place_of, read, unused_path
 from calotype.cli.commands.resuming import labels_hash, note_captions, note_changes, read_again, uncaptioned
 from calotype.cli.commands.sampling import write_samples
 from calotype.cli.commands.serving import page_beside, require_extra
@@ -93,14 +93,14 @@ def with_paths(settings: dict[str, Any]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     text = settings.get("denoiser", {}).get("text", {})
     if (path := settings.get("space", {}).get("path")) is not None:
-        folder = Path(path).expanduser().resolve()
+        folder = place_of(path)
         read_autoencoder_config(folder)
         weights_file(folder)
         changes["space"] = {"path": str(folder)}
     if text.get("kind") == "minilm":
         minilm.minilm_folder()
     elif text.get("kind") == "folder" and "path" in text:
-        folder = Path(text["path"]).expanduser().resolve()
+        folder = place_of(text["path"])
         transformers.read_encoder_config(folder)
         digest = text.get("digest") or transformers.digest_of(folder)
         changes["denoiser"] = {"text": {"path": str(folder), "digest": digest}}
@@ -358,7 +358,7 @@ def set_name(pictures: Path) -> str:
     """Of a folder its name, of a list of shards or one shard the name without suffix; it can be that of a folder."""
     path = pictures.resolve()
     name = path.stem if path.suffix.lower() in (LIST, SHARD) and not path.is_dir() else path.name
-    return name if remote_address(pictures) is None else FORBIDDEN.sub("-", name)
+    return name_that_fits(name) if remote_address(pictures) is None else FORBIDDEN.sub("-", name)
 
 
 def require_empty_out(options: TrainOptions) -> None:
