@@ -48,7 +48,7 @@ def random_model(settings, classes=("a", "b"), frozen=None):
     space = build_space(recipe) if recipe.kind == "latent" else PixelSpace()
     shape = build_stage(recipe, space, len(classes), None, frozen).shape
     points = torch.randn(40, *shape).flatten(1)
-    prior = mixture_of(components_of(points, {0: torch.arange(40) < 20, 1: torch.arange(40) >= 20}, 1, 4), 4)
+    prior = mixture_of(components_of(points, {0: torch.arange(40) < 20, 1: torch.arange(40) >= 20}, 4), 4)
     stages = [build_stage(recipe, space, len(classes), prior if recipe.denoiser.prior == "gaussian" else None, frozen)]
     stages += [build_enlarger(recipe, size, len(classes), frozen) for size in recipe.chain[1:]]
     for stage in stages:

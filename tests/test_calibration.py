@@ -22,7 +22,7 @@ def drawn(count, where):
 
 def mixture(train, rank=24):
     torch.manual_seed(0)
-    return mixture_of(components_of(train.flatten(1), {NULL_LABEL: torch.ones(len(train)) > 0}, 1, rank), rank)
+    return mixture_of(components_of(train.flatten(1), {NULL_LABEL: torch.ones(len(train)) > 0}, rank), rank)
 
 
 def validation_of(clean, sigma=1.0, captions=None):
@@ -70,7 +70,7 @@ def test_components_with_fewer_axes_still_answer_as_alone():
     """Axes of no length have the variance outside, before and after."""
     points = torch.cat([torch.randn(60, 8) + 9, 3 * torch.randn(60, 8)])
     groups = {0: torch.arange(120) < 60, 1: torch.arange(120) >= 60}
-    parts = [components_of(points, {label: groups[label]}, 1, rank) for label, rank in enumerate((2, 6))]
+    parts = [components_of(points, {label: groups[label]}, rank) for label, rank in enumerate((2, 6))]
     both, noisy = mixture_of([*parts[0], *parts[1]], 6), torch.randn(5, 8, 1, 1)
     kept = {name: value.clone() for name, value in both.state_dict().items()}
     for label, rank in enumerate((2, 6)):

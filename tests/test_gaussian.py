@@ -2,18 +2,22 @@ import pytest
 import torch
 from analytic import mixture as analytic_mixture
 
+from calotype.nets.weights import load_weights
 from calotype.priors import fit
-from calotype.priors.clusters import components_of, mixture_of
+from calotype.priors.clusters import class_component, components_of, mixture_of
 from calotype.priors.fit import CaptionedLatents, PriorValidation, cross_fit, fit_classes, fit_prior
 from calotype.priors.gaussian import CrossFitted, GaussianMixture
+from calotype.priors.stored import PriorDescription, described, prior_in
 from calotype.types import NULL_LABEL, Condition
 
+NEW_IN_CLUSTERS = ("offsets", "shares", "rotations")
 SIGMAS = [0.01, 0.3, 1.0, 5.0, 100.0]
 
 
 def filled(means, axes, variances, rest, label=None):
     mixture = GaussianMixture(*axes.shape[:2], axes.shape[2])
-    mixture.means.copy_(means), mixture.axes.copy_(axes), mixture.variances.copy_(variances), mixture.rest.copy_(rest)
+    mixture.means.copy_(means), mixture.axes.copy_(axes), mixture.rest.copy_(rest)
+    mixture.variances.copy_(variances[:, None])
     mixture.prior.fill_(1 / len(means))
     mixture.label.copy_(torch.tensor([NULL_LABEL] * len(means) if label is None else label))
     mixture.group.copy_(mixture.label.unique_consecutive(return_inverse=True)[1])
@@ -68,11 +72,79 @@ def test_several_components_are_the_posterior_mean_of_their_mixture(sigma, label
     assert torch.allclose(found, exact(noisy, sigma), atol=1e-6)
 
 
+def clustered(components=2, rank=5, clusters=3, turned=2, dimension=8):
+    """A mixture whose components have clusters, with mean and covariance of each: (Gaussian, ...)."""
+    torch.manual_seed(0)
+    mixture = GaussianMixture(components, rank, dimension, clusters, turned).double()
+    mixture.means.normal_(), mixture.offsets.normal_(), mixture.variances.uniform_(0.05, 3), mixture.rest.fill_(0.1)
+    mixture.axes.copy_(torch.linalg.qr(torch.randn(components, dimension, rank).double())[0].mT)
+    mixture.shares.copy_(torch.rand(components, clusters).softmax(1))
+    mixture.rotations.copy_(torch.linalg.qr(torch.randn(components, clusters, turned, turned).double())[0])
+    means, covariances = [], []
+    for component in range(components):
+        axes = mixture.axes[component]
+        for cluster in range(clusters):
+            own = torch.eye(rank).double()
+            own[:turned, :turned] = mixture.rotations[component, cluster]
+            along = own @ torch.diag(mixture.variances[component, cluster]) @ own.T
+            means.append(mixture.means[component] + mixture.offsets[component, cluster] @ axes)
+            covariances.append(axes.T @ along @ axes + 0.1 * (torch.eye(dimension) - axes.T @ axes))
+    return mixture, torch.stack(means), torch.stack(covariances)
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("turned", [0, 2, 5])
+def test_clusters_along_common_axes_are_the_posterior_mean_of_their_mixture(sigma, turned):
+    """Responsibilities and posterior means by the covariances written out."""
+    mixture, means, covariances = clustered(turned=turned)
+    noisy = 2 * torch.randn(5, 2, 2, 2, dtype=torch.float64)
+    noised = covariances + sigma**2 * torch.eye(8)
+    density = torch.distributions.MultivariateNormal(means, noised).log_prob(noisy.reshape(5, 1, 8))
+    weights = torch.softmax(density + (mixture.prior[:, None] * mixture.shares).flatten().log(), 1)
+    shrunk = torch.einsum("gij,gjk,bgk->bgi", covariances, torch.linalg.inv(noised), noisy.reshape(5, 1, 8) - means)
+    found = mixture.mean(noisy, torch.full((5,), sigma).double(), Condition(unconditional(5)))
+    assert torch.allclose(found.flatten(1), (weights[..., None] * (means + shrunk)).sum(1), atol=1e-6)
+
+
+def test_a_mixture_of_an_earlier_version_has_one_cluster_a_component():
+    """Files had one Gaussian for each component: no offsets, shares and rotations."""
+    means, axes = torch.randn(3, 8), torch.linalg.qr(torch.randn(3, 8, 4))[0].mT
+    mixture = filled(means, axes, torch.rand(3, 4) + 0.1, torch.full((3,), 0.2)).float()
+    older = {name: value for name, value in mixture.state_dict().items() if name not in NEW_IN_CLUSTERS}
+    older["variances"] = older["variances"][:, 0]
+    about = PriorDescription(kind="mixture", shape={"components": 3, "rank": 4, "dimension": 8})
+    opened, empty = prior_in({f"prior.{name}": value for name, value in older.items()}), described(about)
+    load_weights(empty, older, "the file")
+    at = torch.randn(5, 2, 2, 2), torch.full((5,), 0.4), Condition(unconditional(5))
+    for one in (opened, empty):
+        assert torch.equal(one.mean(*at), mixture.mean(*at))
+
+
+def test_clusters_are_found_along_the_axes_of_their_class():
+    """Two crossed ellipses: each with its offset, share and covariance."""
+    torch.manual_seed(0)
+    count = 4000
+    own = torch.randn(count, 8) * 0.1
+    first = torch.arange(count) < count // 2
+    own[first, :2] += torch.randn(count // 2, 2) * torch.tensor([2.0, 0.2]) + torch.tensor([6.0, 0.0])
+    own[~first, :2] += torch.randn(count // 2, 2) * torch.tensor([0.2, 2.0]) - torch.tensor([6.0, 0.0])
+    component = class_component(own.clone(), NULL_LABEL, 8).divided(2)
+    offsets, variances, shares, rotations = component.clusters
+    assert torch.allclose(shares, torch.full((2,), 0.5), atol=0.01) and rotations.shape == (2, 8, 8)
+    for cluster, rows in zip(
+        offsets[:, 0].argsort(), (~first, first) if component.axes[0, 0] > 0 else (first, ~first), strict=True
+    ):
+        turned = component.axes.T @ rotations[cluster]
+        covariance, exact = turned @ torch.diag(variances[cluster]) @ turned.T, own[rows].T.cov(correction=0)
+        assert torch.allclose(component.mean + offsets[cluster] @ component.axes, own[rows].mean(0), atol=0.02)
+        assert (covariance - exact).norm() < 0.1 * exact.norm()
+
+
 def test_axes_of_no_length_change_nothing():
     """So components of unlike numbers of axes stand in one mixture."""
     points = torch.cat([torch.randn(60, 8) + 9, 3 * torch.randn(60, 8)])
     groups = {0: torch.arange(120) < 60, 1: torch.arange(120) >= 60}
-    parts = [components_of(points, {label: groups[label]}, 1, rank) for label, rank in enumerate((2, 6))]
+    parts = [components_of(points, {label: groups[label]}, rank) for label, rank in enumerate((2, 6))]
     both, noisy = mixture_of([*parts[0], *parts[1]], 6), torch.randn(5, 8, 1, 1)
     for label, rank in enumerate((2, 6)):
         alone = mixture_of(parts[label], rank)
@@ -177,7 +249,7 @@ def test_an_unseen_closed_form_has_not_seen_the_picture():
 def test_few_axes_of_an_unseen_closed_form_are_the_principal_ones():
     """As those of the mixture it stands in for are: the first of many, not as many as a rough search finds."""
     train, folds = (torch.randn(400, 16) * torch.linspace(1, 2, 16)).reshape(-1, 4, 2, 2), torch.arange(400) % 2
-    like = mixture_of(components_of(train.flatten(1), {NULL_LABEL: folds >= 0}, 1, 16), 3)
+    like = mixture_of(components_of(train.flatten(1), {NULL_LABEL: folds >= 0}, 16), 3)
     unseen = cross_fit(like, train, unconditional(400), folds)
     for fold, mixture in enumerate(unseen):
         exact = torch.linalg.eigvalsh(train[folds != fold].flatten(1).T.cov(correction=0)).flip(0)[:3]

@@ -147,8 +147,13 @@ class Migrated(nn.Module):
     old_names: ClassVar[Mapping[str, str]] = {}
     """How names of its tensors began in version 0.1, and how they begin now."""
 
+    def migrate(self, tensors: MutableMapping[str, Tensor], prefix: str) -> None:
+        """Changes tensors of earlier versions, in place, into those that this module has; their names start with
+        `prefix`."""
+        rename_keys(tensors, prefix, self.old_names)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        rename_keys(state_dict, prefix, self.old_names)
+        self.migrate(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from calotype.files import read_tensors
 from calotype.finite import is_finite
-from calotype.nets.blocks import Migrated, rename_keys
+from calotype.nets.blocks import Migrated
 from calotype.types import UserError
 
 Loaded = TypeVar("Loaded")
@@ -70,7 +70,7 @@ def check_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str
     given = dict(tensors)
     for name, part in network.named_modules():
         if isinstance(part, Migrated):
-            rename_keys(given, f"{name}." if name else "", part.old_names)
+            part.migrate(given, f"{name}." if name else "")
     check_tensors(given, {name: local(value) for name, value in network.state_dict().items()}, source)
     return given
 

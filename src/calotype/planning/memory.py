@@ -165,8 +165,11 @@ def fit_memory(recipe: Recipe, base: Stage, count: int, held_out: int) -> dict[s
         fitted, held = 4 * values * images, sum(tensor.nbytes for tensor in prior.state_dict().values())
         drawing = DRAWN_LATENTS if recipe.kind == "latent" else DRAWN_PIXELS
         judged = EVALUATED * 4 * values * min(VALIDATION_IMAGES, held_out)
-        # latents, and the same as rows of a matrix
-        phases = [int(drawing * fitted), 2 * fitted + COMPONENTS * held + judged]
+        # latents, the same as rows of a matrix, and their coordinates along the axes
+        phases = [
+            int(drawing * fitted),
+            2 * fitted + fitted * prior.shape["rank"] // values + COMPONENTS * held + judged,
+        ]
         if isinstance(prior, CaptionedMixture):  # whose groups are twice as many, since each class has two levels
             again = fitted // sides  # drawn once more with other captions, without mirror images
             bags = 4 * MOST_WORDS * 2 * (images + images // sides)

@@ -76,11 +76,9 @@ class CaptionedMixture(Prior):
         self.register_buffer("gate_bias", torch.zeros(groups))
 
     @classmethod
-    def sized(
-        cls, components: int, rank: int, dimension: int, groups: int, words: int, directions: int
-    ) -> CaptionedMixture:
-        """An empty prior."""
-        return cls(GaussianMixture(components, rank, dimension), groups, words, directions)
+    def sized(cls, groups: int, words: int, directions: int, **mixture: int) -> CaptionedMixture:
+        """An empty prior; `mixture` are the sizes of its mixture."""
+        return cls(GaussianMixture(**mixture), groups, words, directions)
 
     @cached_property
     def columns(self) -> dict[int, int]:

@@ -25,13 +25,17 @@ from calotype.priors.captions import (
 )
 from calotype.priors.clusters import (
     FEWEST_IN_FOLD,
+    MOST_CLASSES,
     MOST_RANK,
+    MOST_TURNED,
     Component,
     Points,
+    class_component,
     components_of,
     largest_rank,
     members_of_classes,
     mixture_of,
+    most_clusters,
 )
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.prior import Prior
@@ -39,12 +43,10 @@ from calotype.types import NULL_LABEL, Condition, Folds, Labels, Latents, Sigmas
 
 RANKS = (MOST_RANK, 64, 16, 0)
 """Numbers of principal axes that are tried; too many do worse on validation images."""
-CLUSTERS = 4
-"""Components a class that are tried beside one."""
-FEWEST_PER_COMPONENT = 40
-"""Images that a component needs."""
 IMAGES_AT_ONCE = 64
 """Images whose distances to all means are in memory together."""
+CLUSTER_PARTS = (1, 4)
+"""Numbers of clusters that are tried: the most that there may be, divided by these."""
 
 RESIDUAL_FACTORS = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 """That are tried on the residual variance."""
@@ -206,7 +208,8 @@ def fit_prior(
     `more` are the same images with other augmentations and captions, for the regression on captions.
     """
     release_memory(train.latents.device)
-    mixture = validation.calibrated(fit_classes(train.latents, train.labels, validation))
+    more = more if sum(map(bool, train.captions)) >= FEWEST_CAPTIONED else None
+    mixture = validation.calibrated(fit_classes(train.latents, train.labels, validation, more is not None))
     release_memory(train.latents.device)
     if (
         folds is not None
@@ -215,12 +218,10 @@ def fit_prior(
     ):
         labels = train.labels if in_all_folds(train.labels, folds) else torch.full_like(train.labels, NULL_LABEL)
         if labels is not train.labels and bool((mixture.label >= 0).any()):  # both must know the same classes
-            mixture = validation.calibrated(fit_classes(train.latents, labels, validation))
+            mixture = validation.calibrated(fit_classes(train.latents, labels, validation, more is not None))
         crossed = cross_fit(mixture, train.latents, labels, folds)
         return mixture, [*map(validation.calibrated, crossed)]
-    if more is None or sum(map(bool, train.captions)) < FEWEST_CAPTIONED:
-        return mixture, ()
-    captioned = fit_captioned(mixture, [train, more], validation.examples)
+    captioned = None if more is None else fit_captioned(mixture, [train, more], validation.examples)
     if captioned is None:
         return mixture, ()
     # Shortened captions are not judged: there it may be a little worse, as it has the axes of two groups to estimate.
@@ -234,35 +235,35 @@ def largest_prior(count: int, dimension: int, classes: int, captioned: bool) -> 
 
     Its groups have labels, so a labelled image evaluates those of its class alone.
     """
-    classes_with_components, levels = max(1, classes), 2 if captioned else 1
-    clusters = CLUSTERS if count >= FEWEST_PER_COMPONENT * classes_with_components * CLUSTERS else 1
-    rank = largest_rank(count, dimension, classes_with_components * clusters)
-    mixture = GaussianMixture(levels * classes_with_components * clusters, rank, dimension)
-    mixture.group[:] = torch.arange(len(mixture.means)) // clusters
-    mixture.label[:] = mixture.group // levels if classes else NULL_LABEL
-    return CaptionedMixture(mixture, 2 * classes_with_components, MOST_WORDS, DIRECTIONS) if captioned else mixture
+    components, levels = classes if 0 < classes <= MOST_CLASSES else 1, 2 if captioned else 1
+    clusters = most_clusters(count // components, components == classes, captioned)
+    rank = largest_rank(count, dimension, components)
+    turned = min(rank, MOST_TURNED) if clusters > 1 else 0
+    mixture = GaussianMixture(levels * components, rank, dimension, clusters, turned)
+    mixture.group[:] = torch.arange(len(mixture.means))
+    mixture.label[:] = mixture.group // levels if components == classes else NULL_LABEL
+    return CaptionedMixture(mixture, 2 * components, MOST_WORDS, DIRECTIONS) if captioned else mixture
 
 
 # -- Without captions --------------------------------------------------------------------------------------------------
 
 
-def fit_classes(train: Latents, labels: Labels, validation: PriorValidation) -> GaussianMixture:
-    """The mixture of `train` whose rank and size denoise the validation images best."""
-    return min(class_mixtures(train.flatten(1), members_of_classes(labels)), key=validation.error)
+def fit_classes(
+    train: Latents, labels: Labels, validation: PriorValidation, captioned: bool = False
+) -> GaussianMixture:
+    """The mixture of `train` whose rank and number of clusters denoise the validation images best."""
+    return min(class_mixtures(train.flatten(1), members_of_classes(labels), captioned), key=validation.error)
 
 
-def class_mixtures(points: Points, classes: dict[int, Tensor]) -> Iterator[GaussianMixture]:
-    """Of one component a class, by falling rank, and of several where there are images enough."""
+def class_mixtures(points: Points, classes: dict[int, Tensor], captioned: bool) -> Iterator[GaussianMixture]:
+    """Of one Gaussian a class, by falling rank, and of several along the most axes, where there are images enough."""
     smallest = min(int(members.sum()) for members in classes.values())
-    components = components_of(points, classes, 1, largest_rank(smallest, points.shape[1], len(classes)))
+    components = components_of(points, classes, largest_rank(smallest, points.shape[1], len(classes)))
+    most, clusters = len(components[0].variances), most_clusters(smallest, NULL_LABEL not in classes, captioned)
     for rank in RANKS:
-        yield mixture_of(components, min(rank, len(components[0].variances)))
-    if smallest >= FEWEST_PER_COMPONENT * CLUSTERS:
-        rank = largest_rank(smallest, points.shape[1], CLUSTERS * len(classes))
-        components.clear()
-        release_memory(points.device)
-        components += components_of(points, classes, CLUSTERS, rank)
-        yield mixture_of(components, len(components[0].variances))
+        yield mixture_of(components, min(rank, most))
+    for number in sorted({clusters // part for part in CLUSTER_PARTS} - {0, 1}):
+        yield mixture_of([component.divided(number) for component in components], most)
 
 
 def in_all_folds(labels: Labels, folds: Folds) -> bool:
@@ -273,17 +274,25 @@ def in_all_folds(labels: Labels, folds: Folds) -> bool:
 
 
 def cross_fit(like: GaussianMixture, train: Latents, labels: Labels, folds: Folds) -> list[GaussianMixture]:
-    """For each fold, a mixture of the images outside it, with as many components and axes as `like` or, where they are
+    """For each fold, a mixture of the images outside it, with as many clusters and axes as `like` or, where they are
     too few for that, with fewer."""
     points, mixtures = train.flatten(1), []
     for fold in folds.unique().tolist():
         classes = members_of_classes(labels[folds != fold], FEWEST_IN_FOLD)
-        clusters = max(1, len(like.means) // len(classes))
         smallest = min(int(members.sum()) for members in classes.values())
-        rank = largest_rank(smallest, points.shape[1], clusters * len(classes))
-        components = components_of(points[folds != fold], classes, clusters, rank)
-        mixtures.append(mixture_of(components, min(like.axes.shape[1], rank)))
+        clusters = min(like.shares.shape[1], most_clusters(smallest))
+        rank = rank_like(like, smallest, len(classes))
+        components = components_of(points[folds != fold], classes, rank)
+        mixtures.append(mixture_of([part.divided(clusters) for part in components], min(like.axes.shape[1], rank)))
     return mixtures
+
+
+def rank_like(like: GaussianMixture, count: int, components: int) -> int:
+    """Axes to fit for a component of so many images, of which a mixture takes as many as `like` has: clusters, which
+    are fitted along them, have no others."""
+    _, most, dimension = like.axes.shape
+    largest = largest_rank(count, dimension, components)
+    return min(most, largest) if like.shares.shape[1] > 1 else largest
 
 
 # -- With captions -----------------------------------------------------------------------------------------------------
@@ -292,7 +301,7 @@ def cross_fit(like: GaussianMixture, train: Latents, labels: Labels, folds: Fold
 def fit_captioned(
     like: GaussianMixture, train: Sequence[CaptionedLatents], validation: CaptionedLatents
 ) -> CaptionedMixture | None:
-    """Of as many components a group as `like` has a class, and as many axes; None where no word is frequent enough.
+    """Of as many clusters a group as `like` has a class, and as many axes; None where no word is frequent enough.
 
     The sets in `train` are one after the other; each group's latents are copied while it is fitted, and no others.
 
@@ -305,16 +314,16 @@ def fit_captioned(
         return None
     full, shortened = (list(members_of_classes(torch.cat([part.labels for part in fitted]))) for fitted, _ in levels)
     labels = full if full == shortened else [NULL_LABEL]
-    clusters, components, regressions = max(1, len(like.means) // len(shortened)), [], []
+    components, regressions = [], []
     groups = [
         Group([part.of(label) for part in fitted], held_out.of(label))
         for label in labels for fitted, held_out in levels
     ]  # fmt: skip
     gate, gate_bias = fit_gate(groups, vocabulary)  # first: its bags are large, and so are the components
     for number, group in enumerate(groups):
-        regression, own = fit_group(group, number, vocabulary, clusters, clusters * len(labels))
+        regression, own = fit_group(like, group, number, vocabulary, len(labels))
         regressions.append(regression)
-        components += own
+        components.append(own)
         release_memory(group.latents.device)
     mixture = mixture_of(components, min(like.axes.shape[1], max(len(part.variances) for part in components)))
     directions = max(len(regression.factor_out) for regression in regressions)
@@ -331,16 +340,15 @@ def fit_captioned(
 
 
 def fit_group(
-    group: Group, number: int, vocabulary: NgramVocabulary, clusters: int, components: int
-) -> tuple[Regression, list[Component]]:
-    """The regression of a group on its captions, and up to `clusters` components of what it leaves, of which there are
-    `components` in all groups of a level."""
+    like: GaussianMixture, group: Group, number: int, vocabulary: NgramVocabulary, components: int
+) -> tuple[Regression, Component]:
+    """The regression of a group on its captions, and a component of what it leaves; a level has `components`."""
     bags, points = observations = group.observations(vocabulary)
     regression = regress(observations, group.held_out.observations(vocabulary))
-    members = {number: torch.ones(len(points), dtype=torch.bool, device=points.device)}
     points -= regression.predict(bags)
-    rank = largest_rank(len(points), points.shape[1], components)
-    return regression, components_of(points, members, min(clusters, len(points)), rank)
+    clusters = min(like.shares.shape[1], most_clusters(len(points)))
+    component = class_component(points, number, rank_like(like, len(points), components))
+    return regression, component.divided(clusters)
 
 
 def fit_gate(

@@ -1,4 +1,4 @@
-"""The prior of a stage that starts from noise: a mixture of Gaussians, some for each class.
+"""The prior of a stage that starts from noise: a mixture of Gaussians, some for each class, on axes of their own.
 
 At high noise a trained denoiser is almost that of a Gaussian with the mean and the covariance of the data (Wang and
 Vastola, arXiv 2412.09726, section 3). The posterior mean under a mixture of Gaussians has a closed form, too, so that
@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,25 +32,34 @@ Shift = Callable[[int, Int[Tensor, " rows"]], Flat]  # (group, rows of the batch
 class GaussianMixture(Prior):
     """A mixture of Gaussians over latents (channel, side, side), flattened to `dimension` values.
 
-    Each component has `rank` principal axes with a variance each and one variance `rest` in all other directions
-    (mixtures of probabilistic PCA: Tipping and Bishop, Neural Computation 11, 1999). `prior` are the mixture weights,
-    `label` is the class of each component or `NULL_LABEL`. Components of a `group`, a class or a part of one, lie
-    together and are evaluated together.
+    Each component has a mean, `rank` orthonormal axes, and one variance `rest` in all other directions. Along its axes
+    it is a mixture of `clusters` Gaussians, with `offsets` from the mean, `variances` and weights `shares`: a mixture
+    of factor analysers with common axes (Baek, McLachlan and Flack, IEEE Transactions on Pattern Analysis and Machine
+    Intelligence 32, 2010). The variances of a cluster are those along the axes, of which the first ones are turned by
+    its `rotations`. With one cluster it is probabilistic PCA (Tipping and Bishop, Neural Computation 11, 1999).
+    `prior` are the weights of the components, `label` is the class of each or `NULL_LABEL`. Components of a `group`, a
+    class or a part of one, lie together and are evaluated together.
     """
 
     means: Float[Tensor, "component dimension"]
     axes: Float[Tensor, "component rank dimension"]
-    variances: Float[Tensor, "component rank"]
+    offsets: Float[Tensor, "component cluster rank"]
+    variances: Float[Tensor, "component cluster rank"]
+    shares: Float[Tensor, "component cluster"]
+    rotations: Float[Tensor, "component cluster turned turned"]
     rest: Float[Tensor, " component"]
     prior: Float[Tensor, " component"]
     label: Int[Tensor, " component"]
     group: Int[Tensor, " component"]
 
-    def __init__(self, components: int, rank: int, dimension: int) -> None:
+    def __init__(self, components: int, rank: int, dimension: int, clusters: int = 1, turned: int = 0) -> None:
         super().__init__()
         self.register_buffer("means", torch.zeros(components, dimension))
         self.register_buffer("axes", torch.zeros(components, rank, dimension))
-        self.register_buffer("variances", torch.ones(components, rank))
+        self.register_buffer("offsets", torch.zeros(components, clusters, rank))
+        self.register_buffer("variances", torch.ones(components, clusters, rank))
+        self.register_buffer("shares", torch.full((components, clusters), 1 / clusters))
+        self.register_buffer("rotations", torch.eye(turned).repeat(components, clusters, 1, 1))
         self.register_buffer("rest", torch.ones(components))
         self.register_buffer("prior", torch.full((components,), 1 / components))
         self.register_buffer("label", torch.full((components,), NULL_LABEL))
@@ -66,9 +75,21 @@ class GaussianMixture(Prior):
         self.__dict__.pop("parts", None)
         super()._load_from_state_dict(*args)
 
+    def migrate(self, tensors: MutableMapping[str, Tensor], prefix: str) -> None:
+        """Components of earlier versions are one Gaussian each."""
+        super().migrate(tensors, prefix)
+        variances = tensors.get(prefix + "variances")
+        if variances is not None and variances.ndim == 2 and prefix + "offsets" not in tensors:
+            tensors[prefix + "variances"] = variances[:, None]
+            tensors[prefix + "offsets"] = torch.zeros_like(variances[:, None])
+            tensors[prefix + "shares"] = variances.new_ones(len(variances), 1)
+            tensors[prefix + "rotations"] = variances.new_zeros(len(variances), 1, 0, 0)
+
     @property
     def shape(self) -> dict[str, int]:
-        return dict(zip(("components", "rank", "dimension"), self.axes.shape, strict=True))
+        components, rank, dimension = self.axes.shape
+        own = {"clusters": self.shares.shape[1], "turned": self.rotations.shape[2]}
+        return {"components": components, "rank": rank, "dimension": dimension, **own}
 
     def side(self, channels: int) -> int:
         """Side of the square of latents to which the mixture is fitted."""
@@ -94,7 +115,7 @@ class GaussianMixture(Prior):
         """With `factor` times the residual variance, to which variances along the axes are raised at least."""
         scaled = copy.copy(self)
         scaled.rest = factor * self.rest
-        scaled.variances = torch.maximum(self.variances, scaled.rest[:, None])
+        scaled.variances = torch.maximum(self.variances, scaled.rest[:, None, None])
         return scaled
 
     def posterior_mean(self, weights: Weights, noisy: Latents, sigma: Sigmas, shift: Shift | None = None) -> Latents:
@@ -131,32 +152,64 @@ class GaussianMixture(Prior):
         self, part: slice, weights: Weights, flat: Flat, variance: Float[Tensor, "batch 1"]
     ) -> tuple[Float[Tensor, " batch"], Flat]:
         """Log evidence of these components together, and their posterior mean; `variance` is `sigma ** 2`."""
-        components = (value[part] for value in (self.means, self.axes, self.variances, self.rest))
-        log_joint, mean = component_posterior(weights, flat, variance, *components)
+        log_joint, mean = component_posterior(weights, flat, variance, self.means[part], self.components(part))
         return log_joint.logsumexp(1), mean
+
+    def components(self, part: slice = slice(None)) -> Components:
+        """What does not depend on the image."""
+        own = (self.axes, self.offsets, self.variances, self.shares, self.rotations, self.rest)
+        return Components(*(value[part] for value in own))
+
+
+class Components(NamedTuple):
+    """Some components of a mixture, without their means."""
+
+    axes: Float[Tensor, "component rank dimension"]
+    offsets: Float[Tensor, "component cluster rank"]
+    variances: Float[Tensor, "component cluster rank"]
+    shares: Float[Tensor, "component cluster"]
+    rotations: Float[Tensor, "component cluster turned turned"]
+    rest: Float[Tensor, " component"]
 
 
 def component_posterior(
     weights: Weights, flat: Flat, variance: Float[Tensor, "batch 1"], means: Float[Tensor, "*each component dimension"],
-    axes: Float[Tensor, "component rank dimension"], variances: Float[Tensor, "component rank"],
-    rest: Float[Tensor, " component"],
-) -> tuple[Weights, Flat]:  # fmt: skip
-    """Log of the joint density of each component and the noisy image, and the posterior mean over all of them.
+    components: Components,
+) -> tuple[Float[Tensor, "batch gaussian"], Flat]:  # fmt: skip
+    """Log of the joint density of each Gaussian and the noisy image, and the posterior mean over all of them.
 
-    Within a component each axis is shrunk by `v / (v + sigma ** 2)`; components are weighted by their responsibilities
-    (Bishop, Pattern Recognition and Machine Learning, 2006, eq. 2.116 and 9.13). Means may be those of each image.
+    A Gaussian is one cluster of a component. Each axis is shrunk by `v / (v + sigma ** 2)` towards the offset of the
+    cluster; Gaussians are weighted by their responsibilities (Bishop, Pattern Recognition and Machine Learning, 2006,
+    eq. 2.116 and 9.13). Means may be those of each image.
     """
+    axes, offsets, variances, shares, rotations, rest = components
     away = flat[:, None] - means
     along = torch.einsum("bkd,krd->bkr", away, axes)
-    of_axes, of_rest, rest_count = variances + variance[..., None], rest + variance, axes.shape[2] - axes.shape[1]
-    distance = (along.square() / of_axes).sum(2)
-    distance = distance + (exact(away).square().sum(2) - along.square().sum(2)).clamp(min=0) / of_rest
-    log_joint = weights.log() - (distance + of_axes.log().sum(2) + rest_count * of_rest.log()) / 2
-    responsibilities, shrink = torch.softmax(log_joint, 1).to(flat), rest / of_rest
-    shrunk = responsibilities * shrink
-    inside = (responsibilities[..., None] * (variances / of_axes - shrink[..., None]) * along).flatten(1)
-    middle = ((responsibilities - shrunk)[:, None] @ means)[:, 0] + shrunk.sum(1, keepdim=True) * flat
+    beside = (exact(away).square().sum(2) - along.square().sum(2)).clamp(min=0)
+    of_axes, of_rest = variances + variance[..., None, None], rest + variance
+    from_cluster, rest_count = turned(along[:, :, None] - offsets, rotations), axes.shape[2] - axes.shape[1]
+    distance = (from_cluster.square() / of_axes + of_axes.log()).sum(3)
+    distance = distance + (beside / of_rest + rest_count * of_rest.log())[..., None]
+    log_joint = (weights.log()[..., None] + shares.log() - distance / 2).flatten(1)
+    responsibilities = torch.softmax(log_joint, 1).to(flat).unflatten(1, shares.shape)
+    of_component, shrink = responsibilities.sum(2), rest / of_rest
+    shrunk = of_component * shrink
+    shift = turned(variances / of_axes * from_cluster, rotations.mT)
+    posterior = (responsibilities[..., None] * (offsets + shift)).sum(2)
+    inside = (posterior - shrunk[..., None] * along).flatten(1)
+    middle = ((of_component - shrunk)[:, None] @ means)[:, 0] + shrunk.sum(1, keepdim=True) * flat
     return log_joint, middle + inside @ axes.flatten(0, 1)
+
+
+def turned(
+    coordinates: Float[Tensor, "batch component cluster rank"],
+    rotations: Float[Tensor, "component cluster turned turned"],
+) -> Float[Tensor, "batch component cluster rank"]:
+    """The first coordinates by the axes of each cluster, and the others as they are."""
+    if not (count := rotations.shape[2]):
+        return coordinates
+    first = torch.einsum("bkcr,kcrs->bkcs", coordinates[..., :count], rotations)
+    return torch.cat([first, coordinates[..., count:]], 3)
 
 
 @dataclass(frozen=True)

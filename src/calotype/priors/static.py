@@ -7,10 +7,10 @@ always the same, as the graphs that are exported must be.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from calotype.priors.captions import Bags, CaptionedMixture
-from calotype.priors.gaussian import GaussianMixture, component_posterior
+from calotype.priors.gaussian import Components, GaussianMixture, component_posterior
 from calotype.priors.patches import Gathered, PatchPrior, Windows, normalised
 from calotype.spaces.tiling import in_windows
 from calotype.types import Labels, Latents, Sigmas
@@ -36,19 +36,22 @@ class StaticMixture(nn.Module):
             means = means + torch.einsum("bgr,grd->bgd", directions, self.prior.regression_out)[:, self.mixture.group]
 
         def mean(window: Latents) -> Latents:
-            posterior = component_posterior(weights, window.flatten(1), sigma[:, None] ** 2, means, *self._some_axes())
+            posterior = component_posterior(weights, window.flatten(1), sigma[:, None] ** 2, means, self._components())
             return posterior[1].reshape(window.shape)
 
         side = self.mixture.side(noisy.shape[1])
         return mean(noisy) if noisy.shape[-2:] == (side, side) else in_windows(mean, noisy, side)
 
-    def _some_axes(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Axes, their variances, and the variance beside them; graphs have no empty tensors, so where there is no
-        axis, one of length 0 with the variance of the others stands for none."""
-        axes, variances, rest = self.mixture.axes, self.mixture.variances, self.mixture.rest
-        if axes.shape[1]:
-            return axes, variances, rest
-        return axes.new_zeros(len(axes), 1, axes.shape[2]), rest[:, None], rest
+    def _components(self) -> Components:
+        """Graphs have no empty tensors, so where there is no axis, one of length 0 with the variance of the others
+        stands for none."""
+        own = self.mixture.components()
+        if own.axes.shape[1]:
+            return own
+        (count, clusters), dimension = own.shares.shape, own.axes.shape[2]
+        offsets = own.axes.new_zeros(count, clusters, 1)
+        variances = own.rest[:, None, None].expand_as(offsets)
+        return own._replace(axes=own.axes.new_zeros(count, 1, dimension), offsets=offsets, variances=variances)
 
 
 def gathered(prior: PatchPrior, windows: Windows, count: int) -> Gathered:

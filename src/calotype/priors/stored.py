@@ -74,5 +74,10 @@ def _empty_like(tensors: Mapping[str, Tensor]) -> Prior:
         channels = neighbours // WINDOW_SIDE**2
         return PatchPrior(round((values // channels) ** 0.5), channels)
     if "vocabulary" in tensors:
-        return CaptionedMixture(GaussianMixture(*tensors["mixture.axes"].shape), *tensors["regression_in"].shape)
-    return GaussianMixture(*tensors["axes"].shape)
+        return CaptionedMixture(_empty_mixture(tensors, "mixture."), *tensors["regression_in"].shape)
+    return _empty_mixture(tensors)
+
+
+def _empty_mixture(tensors: Mapping[str, Tensor], prefix: str = "") -> GaussianMixture:
+    sizes = tensors[f"{prefix}rotations"].shape[1:3] if f"{prefix}rotations" in tensors else ()
+    return GaussianMixture(*tensors[f"{prefix}axes"].shape, *sizes)
