@@ -16,6 +16,7 @@ from calotype.data.buckets import PixelSize, read_buckets
 from calotype.data.folder import HashedFile, content_hash, read_folder
 from calotype.data.formats import MemoryLimit
 from calotype.data.images import read_image
+from calotype.data.split import write_split
 from calotype.data.survey import survey
 from calotype.files import sha256
 from calotype.run import Run, RunState
@@ -217,6 +218,7 @@ def test_other_pictures_have_black_and_white_of_the_run(tmp_path):
     own = read_folder(greys(tmp_path / "own", [4000] * 12, stray=4095), SIDE)
     run = Run(tmp_path / "run", RunState(black_and_white=dict(own.levels), content=own.content))
     run.save()
+    write_split(run.folder, own.split, own.content)
     dim = greys(tmp_path / "dim", [1000] * 3)
     run, cache = Run.open(run.folder), tmp_path / "cache"
     assert reading.read_as_run(run, dim, SIDE, cache, Keeper()).pixels.max() < 70 < read_folder(dim, SIDE).pixels.max()

@@ -380,7 +380,7 @@ def test_a_plan_survives_being_written():
 
 
 def test_the_plan_times_a_closed_form_that_asks_one_class_for_a_picture(monkeypatch):
-    """As in training. Of two classes each with all of a caption and with some, so two groups of four components."""
+    """As in training. Of two classes each with all of a caption and with some, so two components, each a group."""
     mixture, asked = largest_prior(1000, 4, 2, captioned=True).mixture, []
     monkeypatch.setattr(
         mixture,
@@ -388,8 +388,22 @@ def test_the_plan_times_a_closed_form_that_asks_one_class_for_a_picture(monkeypa
         lambda *arguments: asked.append(arguments[0]) or GaussianMixture._group_mean(mixture, *arguments),
     )
     mixture.mean(torch.zeros(3, 1, 2, 2), torch.ones(3), Condition(torch.ones(3, dtype=torch.long)))
-    assert asked == [slice(8, 12), slice(12, 16)]
+    assert asked == [slice(2, 3), slice(3, 4)] and mixture.shares.shape == (4, 8)
     assert (largest_prior(1000, 4, 0, captioned=True).mixture.label == NULL_LABEL).all()
+
+
+@pytest.mark.parametrize(
+    ("classes", "captioned", "components", "clusters"),
+    [(6, False, 6, 32), (6, True, 12, 8), (0, False, 1, 4), (22, False, 1, 4)],
+)
+def test_the_largest_prior_has_fewer_gaussians_with_captions_and_without_classes(
+    classes, captioned, components, clusters
+):
+    """Of 22 classes, which are more than have components of their own, it has one for all."""
+    prior = largest_prior(8000, 64, classes, captioned)
+    mixture = prior.mixture if captioned else prior
+    assert mixture.shares.shape == (components, clusters) and mixture.axes.shape == (components, 64, 64)
+    assert (mixture.label == NULL_LABEL).all() == (classes != 6)
 
 
 def test_what_comes_after_a_leg():
