@@ -140,6 +140,16 @@ def test_clusters_are_found_along_the_axes_of_their_class():
         assert (covariance - exact).norm() < 0.1 * exact.norm()
 
 
+def test_images_far_from_all_others_are_not_left_out():
+    """Five are too few for a Gaussian of their own; what is left is one Gaussian, of all images."""
+    torch.manual_seed(0)
+    points = torch.randn(60, 8)
+    points[:5] += 30
+    component = class_component(points.clone(), NULL_LABEL, 8).divided(2)
+    assert component.clusters.shares.tolist() == [1.0] and component.clusters.offsets.abs().max() < 1e-4
+    assert torch.allclose(component.clusters.variances.sum(), component.total)
+
+
 def test_axes_of_no_length_change_nothing():
     """So components of unlike numbers of axes stand in one mixture."""
     points = torch.cat([torch.randn(60, 8) + 9, 3 * torch.randn(60, 8)])

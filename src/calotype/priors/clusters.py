@@ -57,12 +57,16 @@ class Component(NamedTuple):
 
 
 class AxisClusters(NamedTuple):
-    """Gaussians along common axes, by their offsets from the mean."""
+    """Gaussians along the common axes of a component."""
 
     offsets: Float[Tensor, "cluster rank"]
+    """Their means, from the mean of the component."""
     variances: Float[Tensor, "cluster rank"]
+    """Along the columns of `rotations`, and along the common axes after those."""
     shares: Float[Tensor, " cluster"]
+    """Their weights, of sum 1."""
     rotations: Float[Tensor, "cluster turned turned"]
+    """A column is an axis of the cluster's own, in coordinates of the first `turned` common axes; `turned` may be 0."""
 
 
 def members_of_classes(labels: Labels, fewest: int = FEWEST_PER_CLASS) -> dict[int, Tensor]:
@@ -98,13 +102,16 @@ def class_component(own: Points, label: int, rank: int) -> Component:
 
 
 def clusters_of(coordinates: Float[Tensor, "count rank"], clusters: int) -> AxisClusters:
-    """Expectation maximisation (Dempster, Laird and Rubin, J. R. Stat. Soc. B 39, 1977) from k-means."""
+    """Expectation maximisation (Dempster, Laird and Rubin, J. R. Stat. Soc. B 39, 1977) from k-means.
+
+    Clusters that k-means leaves with too few images are dropped, and the first expectation step divides their images
+    among the others; where that leaves one, it is the Gaussian of all images.
+    """
     members = F.one_hot(k_means(coordinates[:, :FIRST_AXES], clusters), clusters).to(coordinates)
-    if (large := members.sum(0) >= FEWEST_PER_CLASS).any():  # the images of others are divided among these
-        members = members[:, large]
+    members = members[:, members.sum(0) >= FEWEST_PER_CLASS]
+    if members.shape[1] < 2:
+        return _weighted_clusters(coordinates, coordinates.new_ones(len(coordinates), 1))
     parts = _weighted_clusters(coordinates, members)
-    if members.shape[1] == 1:
-        return parts
     for _ in range(EM_ROUNDS):
         members = _responsibilities(coordinates, parts)
         parts = _weighted_clusters(coordinates, members)
@@ -114,6 +121,8 @@ def clusters_of(coordinates: Float[Tensor, "count rank"], clusters: int) -> Axis
 def _weighted_clusters(
     coordinates: Float[Tensor, "count rank"], members: Float[Tensor, "count cluster"]
 ) -> AxisClusters:
+    """Shares, means and shrunken variances of images that are `members` of clusters to these degrees, in [0, 1]; no
+    cluster has axes of its own yet."""
     counts = members.sum(0)[:, None].clamp(min=1e-3)
     offsets = members.T @ coordinates / counts
     within = (members.T @ coordinates.square() / counts - offsets.square()).clamp(min=0)
@@ -139,7 +148,8 @@ def _turned_clusters(
 
 
 def _responsibilities(coordinates: Float[Tensor, "count rank"], parts: AxisClusters) -> Float[Tensor, "count cluster"]:
-    """Of the clusters for each point, without a difference for each pair of them."""
+    """Probabilities of the clusters for each image, from matrix products: a difference for each image and cluster would
+    be `cluster` times as large as the coordinates."""
     precisions = 1 / (parts.variances + SMOOTHING)
     weighted = precisions * parts.offsets
     distance = coordinates.square() @ precisions.T - 2 * coordinates @ weighted.T + (weighted * parts.offsets).sum(1)

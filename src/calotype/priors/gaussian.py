@@ -1,4 +1,4 @@
-"""The prior of a stage that starts from noise: a mixture of Gaussians, some for each class, on axes of their own.
+"""The prior of a stage that starts from noise: a mixture of Gaussians, those of a class along common axes.
 
 At high noise a trained denoiser is almost that of a Gaussian with the mean and the covariance of the data (Wang and
 Vastola, arXiv 2412.09726, section 3). The posterior mean under a mixture of Gaussians has a closed form, too, so that
@@ -35,8 +35,9 @@ class GaussianMixture(Prior):
     Each component has a mean, `rank` orthonormal axes, and one variance `rest` in all other directions. Along its axes
     it is a mixture of `clusters` Gaussians, with `offsets` from the mean, `variances` and weights `shares`: a mixture
     of factor analysers with common axes (Baek, McLachlan and Flack, IEEE Transactions on Pattern Analysis and Machine
-    Intelligence 32, 2010). The variances of a cluster are those along the axes, of which the first ones are turned by
-    its `rotations`. With one cluster it is probabilistic PCA (Tipping and Bishop, Neural Computation 11, 1999).
+    Intelligence 32, 2010). Each cluster rotates the first `turned` axes: the columns of its `rotations` are axes of its
+    own within these, and its first `variances` are along them. With one cluster that rotates none, a component is
+    probabilistic PCA (Tipping and Bishop, Neural Computation 11, 1999).
     `prior` are the weights of the components, `label` is the class of each or `NULL_LABEL`. Components of a `group`, a
     class or a part of one, lie together and are evaluated together.
     """
@@ -205,7 +206,8 @@ def turned(
     coordinates: Float[Tensor, "batch component cluster rank"],
     rotations: Float[Tensor, "component cluster turned turned"],
 ) -> Float[Tensor, "batch component cluster rank"]:
-    """The first coordinates by the axes of each cluster, and the others as they are."""
+    """The first coordinates along the axes of each cluster in place of the common ones, the others as they are; with
+    `rotations.mT`, back again."""
     if not (count := rotations.shape[2]):
         return coordinates
     first = torch.einsum("bkcr,kcrs->bkcs", coordinates[..., :count], rotations)
