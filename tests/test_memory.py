@@ -263,6 +263,16 @@ def test_a_described_gpu_counts_validation_pictures_but_none_in_main_memory(monk
     assert counted.peak_memory([20]) >= 10**10
 
 
+def test_counted_priors_cost_what_the_components_of_one_label_do():
+    """With more classes than have components of their own, there is one for all, as without classes."""
+    recipe, gpu = parse_recipe({**SETTINGS, "denoiser": {"prior": "gaussian"}}), describe_machine("cuda", 1e13, 2**34)
+    flops = {}
+    for classes in (0, 2, 22):
+        pictures = replace(noise_pictures(), classes=tuple(map(str, range(classes))))
+        flops[classes] = Counted(recipe, pictures, gpu, rounds_of(recipe, gpu)).prior_flops
+    assert flops[22] == flops[0] > flops[2] / 2 > 0
+
+
 def test_a_leg_holds_validation_and_training_pictures_and_what_is_made_of_one_set():
     assert validation_bytes(parse_recipe(CASCADE)) == 3 * torch.empty(128, 3, 8, 8).nbytes
     assert validation_bytes(parse_recipe({"size": 1024})) == 3 * torch.empty(4, 3, 1024, 1024).nbytes

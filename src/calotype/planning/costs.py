@@ -121,7 +121,7 @@ class Costs(ABC):
         if prior is None:
             return self.prior_values()
         # with captions, each class has two groups
-        plain = constant_count(prior) // 2 if isinstance(prior, CaptionedMixture) else stored
+        plain = constant_count(prior.mixture) // 2 if isinstance(prior, CaptionedMixture) else stored
         return self.prior_values() + max(0, (1 + FOLDS) * plain - stored)
 
 

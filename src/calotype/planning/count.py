@@ -27,6 +27,7 @@ from calotype.planning.memory import (
     predicted_memory,
     validation_bytes,
 )
+from calotype.priors.clusters import most_components
 from calotype.priors.prior import constant_count
 from calotype.recipe import AdversarialLossConfig, Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
@@ -56,8 +57,8 @@ class Counted(Costs):
             self.space: Space = build_space(recipe) if recipe.kind == "latent" else PixelSpace()
             self.stages = build_stages(recipe, self.space, pictures.total, classes, self.frozen)
             self.outlines = list(legs_in_outline(recipe))
-        prior, groups = self.stages[0].denoiser.prior, max(1, classes)
-        self.prior_flops = 0.0 if prior is None else PRIOR * constant_count(prior) / groups
+        prior, components = self.stages[0].denoiser.prior, most_components(classes)
+        self.prior_flops = 0.0 if prior is None else PRIOR * constant_count(prior) / components
 
     def seconds(self, flops: float) -> float:
         return flops / (UTILIZATION * self.machine.flops)

@@ -78,6 +78,11 @@ def members_of_classes(labels: Labels, fewest: int = FEWEST_PER_CLASS) -> dict[i
     return {label: labels == label for label in range(len(counts))}
 
 
+def most_components(classes: int) -> int:
+    """Of the images of so many classes: one for each class, or one for all where there are none or too many."""
+    return classes if 0 < classes <= MOST_CLASSES else 1
+
+
 def largest_rank(count: int, dimension: int, components: int) -> int:
     """The most axes a component may have, for `count` images of `dimension` values each in the smallest class."""
     return min(MOST_RANK, count, dimension, max(16, MOST_AXIS_VALUES // (components * dimension)))

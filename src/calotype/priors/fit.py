@@ -25,7 +25,6 @@ from calotype.priors.captions import (
 )
 from calotype.priors.clusters import (
     FEWEST_IN_FOLD,
-    MOST_CLASSES,
     MOST_RANK,
     MOST_TURNED,
     Component,
@@ -36,6 +35,7 @@ from calotype.priors.clusters import (
     members_of_classes,
     mixture_of,
     most_clusters,
+    most_components,
 )
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.prior import Prior
@@ -235,7 +235,7 @@ def largest_prior(count: int, dimension: int, classes: int, captioned: bool) -> 
 
     Its groups have labels, so a labelled image evaluates those of its class alone.
     """
-    components, levels = classes if 0 < classes <= MOST_CLASSES else 1, 2 if captioned else 1
+    components, levels = most_components(classes), 2 if captioned else 1
     clusters = most_clusters(count // components, components == classes, captioned)
     rank = largest_rank(count, dimension, components)
     turned = min(rank, MOST_TURNED) if clusters > 1 else 0

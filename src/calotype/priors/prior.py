@@ -68,12 +68,12 @@ def with_constants(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[st
 
 
 def constant_count(network: nn.Module) -> int:
-    """How many numbers the priors of a network hold."""
+    """How many numbers the priors of a network hold, which may be a prior itself."""
     return sum(value.numel() for value in _split(network, network.state_dict())[1].values())
 
 
 def _split(network: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Tensors of the network itself, and those of its priors."""
-    prefixes = tuple(f"{name}." for name, part in network.named_modules() if isinstance(part, Prior))
+    prefixes = tuple(f"{name}." if name else "" for name, part in network.named_modules() if isinstance(part, Prior))
     trained = {name: value for name, value in tensors.items() if not name.startswith(prefixes)}
     return trained, {name: value for name, value in tensors.items() if name.startswith(prefixes)}
