@@ -1,6 +1,7 @@
 """TIFF pictures of scientists and scanners: planes, white as the smallest value, byte orders, pages, forms not read."""
 
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -13,12 +14,13 @@ from calotype.data.formats import buffer_bytes, with_picture
 from calotype.data.images import UnreadableError, deep_range, read_image, read_picture
 from calotype.data.rgb import colour_extremes
 from calotype.data.survey import survey
+from calotype.data.tiff import PREMULTIPLIED
 from calotype.files import sha256
 
 SIDE, GREY, RGB, FLOAT = 16, 1, 2, 3
 
 
-def tiff(values, photometric=RGB, order="<", packed=False, separate=False, form=1, rows=SIDE, turn=1):
+def tiff(values, photometric=RGB, order="<", packed=False, separate=False, form=1, rows=SIDE, *, turn=1, opacity=None):
     """Of an array (rows, columns, channels), in strips of so many rows."""
     height, width, channels = values.shape
     values = values.astype(values.dtype.newbyteorder(order))
@@ -28,6 +30,8 @@ def tiff(values, photometric=RGB, order="<", packed=False, separate=False, form=
     tags = {256: [width], 257: [height], 258: [8 * values.itemsize] * channels, 259: [8 if packed else 1]}
     tags |= {262: [photometric], 273: strips, 274: [turn], 277: [channels], 278: [rows], 279: [*map(len, strips)]}
     tags |= {284: [2 if separate else 1], 339: [form] * channels}
+    tags |= {} if opacity is None else {338: [opacity]}
+    tags = dict(sorted(tags.items()))
     place = 8 + 2 + 12 * len(tags) + 4
     starts = [place + 4 * sum(len(each) for each in tags.values() if len(each) > 1)]
     for strip in strips:
@@ -41,6 +45,15 @@ def tiff(values, photometric=RGB, order="<", packed=False, separate=False, form=
     mark = b"II*\0" if order == "<" else b"MM\0*"
     head = mark + struct.pack(f"{order}IH", 8, len(tags))
     return b"".join((head, entries, bytes(4), more, *strips))
+
+
+def with_tags(content, tags):
+    """A little-endian TIFF with other values of these tags, of which each has one."""
+    for place in range(10, 10 + 12 * content[8], 12):
+        tag, kind, count, _ = struct.unpack_from("<HHII", content, place)
+        if tag in tags:
+            content = content[:place] + struct.pack("<HHII", tag, kind, count, tags[tag]) + content[place + 12 :]
+    return content
 
 
 def noise(top, channels, kind=np.uint16):
@@ -108,6 +121,49 @@ def test_grey_of_every_byte_order_is_read(tmp_path, order, packed, kind, form):
     assert np.abs(pixels - (values - least) * (255 / (3095 - least))).max() <= 1
 
 
+@pytest.mark.parametrize("bits", [1, 8])
+def test_one_plane_is_read_as_a_picture_without_planes(tmp_path, bits):
+    """Pillow does not invert it where the smallest value is white, so to earlier versions it was another picture."""
+    values = np.packbits(noise(2, 1, np.uint8)[..., 0], 1)[..., None] if bits == 1 else noise(256, 1, np.uint8)
+    content = {separate: tiff(values, 0, separate=separate) for separate in (False, True)}
+    if bits == 1:  # of so many values a byte
+        content = {separate: with_tags(whole, {256: SIDE, 258: 1}) for separate, whole in content.items()}
+    assert (read(tmp_path, content[True]) == read(tmp_path, content[False])).all()
+    expected = np.unpackbits(values[..., 0], 1) * 255 if bits == 1 else values[..., 0]
+    assert (255 - read(tmp_path, content[True])[..., 0] == expected).all()
+    for separate in (False, True):
+        (tmp_path / "a.tif").write_bytes(content[separate])
+        assert read_picture(tmp_path / "a.tif").put_right == separate
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_planes_with_opacity_in_the_colours_are_read(tmp_path, kind):
+    values = noise(np.iinfo(kind).max + 1, 4, kind)
+    values[..., 3] = np.iinfo(kind).max
+    values[0, 0, :3] = 0
+    pixels = read(tmp_path, tiff(values, separate=True, opacity=PREMULTIPLIED))
+    assert np.abs(pixels - values[..., :3] * (255 / np.iinfo(kind).max)).max() <= 1
+
+
+def test_of_a_large_file_the_planes_alone_are_read(tmp_path):
+    """Pages that follow may have gigabytes."""
+    (tmp_path / "a.tif").write_bytes(tiff(noise(300, 3), separate=True, rows=5))
+    with (tmp_path / "a.tif").open("ab") as file:
+        file.truncate(2**26)
+    read_image(tmp_path / "a.tif")
+    tracemalloc.start()
+    read_image(tmp_path / "a.tif")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
+def test_planes_that_overlap_are_not_read_again_and_again(tmp_path):
+    own, more = (struct.pack("<3I", *[size] * 3) for size in (2 * SIDE**2, 4 * SIDE**2))
+    with pytest.raises(UnreadableError, match="its strips or tiles overlap"):
+        read(tmp_path, tiff(noise(300, 3), separate=True).replace(own, more) + bytes(2 * SIDE**2))
+
+
 READ_OTHERWISE = {
     "planes": ({"separate": True}, True), "packed planes": ({"separate": True, "packed": True}, False),
     "white": ({"photometric": 0}, True), "grey": ({"photometric": GREY}, False), "colours": ({}, False),
@@ -164,6 +220,19 @@ def test_a_form_that_is_not_read_is_named_and_not_called_damaged(tmp_path, value
     )
     with pytest.raises(UnreadableError, match="found a damaged picture"):
         read(tmp_path, whole[:40])
+
+
+def test_forms_of_large_files_are_named(tmp_path):
+    """BigTIFF: of more channels than are read, and in the byte order that Pillow does not read."""
+    tags = {256: SIDE, 257: SIDE, 258: 8, 262: RGB, 273: 500, 277: 7}
+    entries = b"".join(struct.pack("<HHQQ", tag, 4, 1, value) for tag, value in tags.items())
+    whole = struct.pack("<2sHHHQQ", b"II", 43, 8, 0, 16, len(tags)) + entries + bytes(8)
+    with pytest.raises(UnreadableError, match="it is a TIFF of 7 channels of 8-bit whole numbers"):
+        read(tmp_path, whole)
+    with pytest.raises(UnreadableError, match="found a damaged picture"):
+        read(tmp_path, whole[:40])
+    with pytest.raises(UnreadableError, match="it is a BigTIFF in big-endian byte order, a form that is not read"):
+        read(tmp_path, struct.pack(">2sHHHQ", b"MM", 43, 8, 0, 16) + bytes(100))
 
 
 def test_frames_and_pages_after_the_first_are_named_but_not_previews_of_phones(tmp_path):

@@ -122,7 +122,7 @@ UNAVAILABLE = {
 TIFF = re.compile(rb"II[*+]\0|MM\0[*+]")
 _SIGNATURES = {
     "nothing (0 bytes)": rb"$",
-    "a damaged picture": rb"\xff\xd8|\x89PNG|RIFF....WEBP|GIF8|BM.{4}\0{4}|II\*|MM\x00\*",
+    "a damaged picture": rb"\xff\xd8|\x89PNG|RIFF....WEBP|GIF8|BM.{4}\0{4}|II[*+]|MM\x00[*+]",
     "a damaged HEIC picture" if READS_HEIC else f"a HEIC picture ({INSTALL_HEIC})": rb"....ftyp(hei|hev|mif|msf)",
     "a damaged AVIF picture" if READS_AVIF else f"an AVIF picture ({INSTALL_AVIF})": rb"....ftypavi",
     "a PDF": rb"%PDF",

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
+from io import SEEK_END, BytesIO
+from itertools import accumulate
 from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin
 
-WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLES_A_PIXEL, PLANES, EXTRA, SAMPLE_FORMAT = 256, 257, 258, 262, 277, 284, 338, 339
-PLACES = (273, 279, 324, 325)
-"""Where the strips and tiles are, and how long."""
-LAYOUT = (WIDTH, HEIGHT, 259, 266, 274, 278, 317, 322, 323)
+WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES_A_PIXEL, PLANES, EXTRA, SAMPLE_FORMAT = (
+    256, 257, 258, 259, 262, 277, 284, 338, 339
+)  # fmt: skip
+PLACES = ((273, 279), (324, 325))
+"""Where the strips, or the tiles, begin, and how many bytes they have."""
+LAYOUT = (WIDTH, HEIGHT, COMPRESSION, 266, 274, 278, 317, 322, 323)
 """Size, compression, order of bits, orientation, rows of a strip, predictor, size of a tile."""
 PUT_RIGHT = "put right"
 MINIMUM_IS_WHITE, MINIMUM_IS_BLACK, SEPARATE, PREMULTIPLIED, FLOATING_POINT = 0, 1, 2, 1, 3
+UNCOMPRESSED, DEFLATE, HEADER, LONG_HEADER, BIG_TIFF = 1, 8, 8, 16, 43
 NATIVE = {
     "I;16S": "I;16NS", "I;16BS": "I;16NS", "I;32S": "I;32NS", "I;32BS": "I;32NS", "F;32F": "F;32NF", "F;32BF": "F;32NF",
 }  # fmt: skip
@@ -28,22 +32,32 @@ TiffImagePlugin.OPEN_INFO.setdefault((b"MM", MINIMUM_IS_WHITE, (1,), 1, (16,), (
 def put_right(image: ImageFile.ImageFile) -> None:
     """Before a TIFF is decoded; `is_put_right` says whether its pixels are others by that. Others stay as they are.
 
-    Pillow takes parts that libtiff has decoded for bytes in the order of the file, and uncompressed planes of 16 and 32
-    bits for planes of 8.
+    Pillow takes parts that libtiff has decoded for bytes in the order of the file. Where planes are not compressed it
+    decodes each by one letter of the raw mode, which is right for planes of 8 bits whose names are letters, as R, G, B.
     """
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return
+    tags = image.tag_v2
     image.info[PUT_RIGHT] = white_is_zero(image) and image.mode not in ("1", "L")
+    if tags.get(PLANES) == SEPARATE and not image.use_load_libtiff:
+        letters = "".join(dict.fromkeys(_raw_modes(image)))
+        _leave_to_libtiff(image)
+        image.info[PUT_RIGHT] |= _raw_modes(image) != [letters]
+    elif image.use_load_libtiff:
+        image.info[PUT_RIGHT] |= any("B" in mode for mode in _raw_modes(image) if mode in NATIVE)
     if image.use_load_libtiff:
-        modes = [tile.args[0] for tile in image.tile if isinstance(tile.args, tuple)]
-        image.info[PUT_RIGHT] |= any("B" in mode for mode in modes if mode in NATIVE)
         image.tile = [tile._replace(args=_native(tile.args)) for tile in image.tile]
-    elif are_separate(image) and image.tag_v2[BITS][0] in (16, 32):
-        bits, size = image.tag_v2[BITS][0], (image.tag_v2[WIDTH], image.tag_v2[HEIGHT])
-        raw = {"I;16": "I;16N", "I;16B": "I;16N", "I": f"I;{bits}NS", "F": "F;32NF"}.get(image.mode)
-        args = raw or f"{image.mode};16N", False, image.tag_v2.offset
-        image.tile = [image.tile[0]._replace(codec_name="libtiff", extents=(0, 0, *size), offset=0, args=args)]
-        image.use_load_libtiff, image.info[PUT_RIGHT] = True, True
+
+
+def _leave_to_libtiff(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Has Pillow leave decoding to libtiff, as if the picture were compressed; libtiff reads the tags of the file."""
+    compression, image.tag_v2[COMPRESSION] = image.tag_v2.get(COMPRESSION, UNCOMPRESSED), DEFLATE
+    image._setup()
+    image.tag_v2[COMPRESSION], image.info["compression"] = compression, "raw"
+
+
+def _raw_modes(image: ImageFile.ImageFile) -> list[str]:
+    return [tile.args[0] for tile in image.tile if isinstance(tile.args, tuple)]
 
 
 def is_put_right(image: Image.Image) -> bool:
@@ -69,27 +83,33 @@ def white_is_zero(image: Image.Image) -> bool:
 
 
 def planes(image: ImageFile.ImageFile) -> Iterator[Image.Image]:
-    """Each plane of a TIFF of 16-bit colours as a grey picture: the file with a directory of that plane alone."""
+    """Each plane of a TIFF of 16-bit colours as a grey picture: a file with the strips or tiles of that plane alone.
+
+    Raises `ValueError` where these overlap, so that together they could be larger than the file.
+    """
     assert isinstance(image, TiffImagePlugin.TiffImageFile) and image.fp is not None
-    image.fp.seek(0)
-    content, tags = image.fp.read(), image.tag_v2
-    order, start = "<" if tags.prefix == b"II" else ">", len(content)
+    tags, order = image.tag_v2, "<" if image.tag_v2.prefix == b"II" else ">"
+    layout = {tag: (tags[tag],) for tag in LAYOUT if tag in tags}
+    layout |= {BITS: (16,), PHOTOMETRIC: (MINIMUM_IS_BLACK,), SAMPLES_A_PIXEL: (1,)}
+    starts, lengths = next((start, length) for start, length in PLACES if start in tags)
+    if sum(tags[lengths]) > image.fp.seek(0, SEEK_END):
+        raise ValueError("its strips or tiles overlap")
+    count = len(tags[starts]) // tags[SAMPLES_A_PIXEL]
     for band in range(len(image.getbands())):
-        own = {tag: (tags[tag],) for tag in LAYOUT if tag in tags}
-        own |= {BITS: (16,), PHOTOMETRIC: (MINIMUM_IS_BLACK,), SAMPLES_A_PIXEL: (1,)}
-        for tag in PLACES:
-            if values := tags.get(tag):
-                count = len(values) // tags[SAMPLES_A_PIXEL]
-                own[tag] = values[band * count : (band + 1) * count]
-        header = tags.prefix + struct.pack(f"{order}HI", 42, start)
-        with Image.open(
-            BytesIO(b"".join((header, content[8:], _directory(own, order, start)))), formats=["TIFF"]
-        ) as grey:
+        own, parts = slice(band * count, (band + 1) * count), []
+        for start, length in zip(tags[starts][own], tags[lengths][own], strict=True):
+            image.fp.seek(start)
+            parts.append(image.fp.read(length))
+        sizes = [*map(len, parts)]
+        content = [*accumulate(sizes, initial=HEADER)]
+        directory = _directory({**layout, starts: content[:-1], lengths: sizes}, order, content[-1])
+        header = tags.prefix + struct.pack(f"{order}HI", 42, content[-1])
+        with Image.open(BytesIO(b"".join((header, *parts, directory))), formats=["TIFF"]) as grey:
             yield Image.fromarray(np.array(grey).astype(np.uint16))
 
 
 def _directory(tags: Mapping[int, Sequence[int]], order: str, start: int) -> bytes:
-    """As it stands at the place `start` of a file."""
+    """A directory of these tags, all of 32-bit whole numbers, that stands at the byte `start` of a file."""
     entries, more = b"", b""
     for tag, values in sorted(tags.items()):
         packed = struct.pack(f"{order}{len(values)}I", *values)
@@ -103,11 +123,15 @@ def _directory(tags: Mapping[int, Sequence[int]], order: str, start: int) -> byt
 def kind_of_tiff(file: IO[bytes]) -> str:
     """What a TIFF that Pillow does not open holds; empty where it is damaged."""
     try:
-        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        header = file.read(HEADER)
+        if header[3] == BIG_TIFF:
+            return "a BigTIFF in big-endian byte order"
+        header += file.read(LONG_HEADER - HEADER) if header[2] == BIG_TIFF else b""
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
         file.seek(tags.next)
         tags.load(file)
         bits, form, samples = tags[BITS][0], tags.get(SAMPLE_FORMAT, (1,))[0], tags.get(SAMPLES_A_PIXEL, 1)
-        whole = {WIDTH, HEIGHT} <= {*tags} and {*PLACES} & {*tags}
+        whole = {WIDTH, HEIGHT} <= {*tags} and any(start in tags for start, _ in PLACES)
     except Exception:  # whatever a damaged file makes Pillow raise
         return ""
     of = "floating point" if form == FLOATING_POINT else "whole numbers"
