@@ -43,12 +43,13 @@ def widened(name, folder):
 
 
 def random_model(settings, classes=("a", "b"), frozen=None):
-    """A model of these settings whose weights are random, and whose priors are fitted to noise."""
+    """A model of these settings whose weights are random, and whose priors, of several clusters a component, are fitted
+    to noise."""
     recipe = parse_recipe(settings)
     space = build_space(recipe) if recipe.kind == "latent" else PixelSpace()
     shape = build_stage(recipe, space, len(classes), None, frozen).shape
-    points = torch.randn(40, *shape).flatten(1)
-    prior = mixture_of(components_of(points, {0: torch.arange(40) < 20, 1: torch.arange(40) >= 20}, 4), 4)
+    points, first = torch.randn(200, *shape).flatten(1), torch.arange(200) < 100
+    prior = mixture_of([part.divided(3) for part in components_of(points, {0: first, 1: ~first}, 4)], 4)
     stages = [build_stage(recipe, space, len(classes), prior if recipe.denoiser.prior == "gaussian" else None, frozen)]
     stages += [build_enlarger(recipe, size, len(classes), frozen) for size in recipe.chain[1:]]
     for stage in stages:

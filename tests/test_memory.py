@@ -4,11 +4,13 @@ import os
 import platform
 import time
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 import torch
 from small import CASCADE, HYBRID, SETTINGS, be_quick, first_leg, machine, noise_pictures, second_leg
 from test_cli import python
+from torch.profiler import ProfilerActivity, profile
 
 from calotype.bounds import LARGEST_SIDE
 from calotype.build import build_space
@@ -22,6 +24,7 @@ from calotype.planning.costs import build_stages
 from calotype.planning.count import Counted
 from calotype.planning.measure import Measurement
 from calotype.planning.memory import (
+    DECOMPOSED,
     FILLED,
     PATCH_OVERHEAD,
     derived_bytes,
@@ -33,13 +36,17 @@ from calotype.planning.memory import (
     rounds_of,
     validation_bytes,
 )
+from calotype.priors.clusters import components_of
+from calotype.priors.fit import Observations, regress
+from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import PatchPrior, chosen_patches, windows_of
+from calotype.priors.stored import prior_in
 from calotype.settings import parse_recipe
 from calotype.spaces.pixel import PixelSpace
 from calotype.tables import merge
 from calotype.training.fitting import PATCHES
 from calotype.training.loop import Division
-from calotype.types import UserError, no_progress
+from calotype.types import NULL_LABEL, UserError, no_progress
 
 TEXTS = ("CUDA out of memory. Tried", "alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory")
 
@@ -192,6 +199,36 @@ def test_fits_hold_more_of_more_pictures_and_mirror_images_and_captions_up_to_a_
     assert fits(4000)["fit"] < plain < mirrored < 2 * plain and plain < captioned
     assert fits(10**6, flip=True)["fit"] == fits(10**7)["fit"]
     assert fits(8000, denoiser={"prior": "none"}) == {}
+
+
+def held_by(function):
+    """The most bytes of tensors that it holds at once."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        function()
+    events = profiled.profiler.kineto_results.events()
+    return max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+
+
+def test_the_axes_of_a_class_take_what_the_plan_expects_and_the_regression_on_captions_no_copy_of_the_images():
+    points, all_of_them = torch.randn(3000, 512), {NULL_LABEL: torch.ones(3000, dtype=torch.bool)}
+    components_of(points, all_of_them, 128)  # the first call of linear algebra takes memory of its own
+    copies = 1 + (1 + DECOMPOSED) * 128 / 512
+    assert held_by(lambda: components_of(points, all_of_them, 128)) == pytest.approx(copies * points.nbytes, rel=0.15)
+    bags = torch.rand(3000, 64).round()
+    observed, held_out = Observations(bags, points), Observations(bags[:50], points[:50])
+    assert held_by(lambda: regress(observed, held_out)) < 0.5 * points.nbytes
+
+
+def test_sizes_of_a_prior_from_a_stranger_take_no_memory_before_all_shapes_agree():
+    """A tensor without values may have any sizes."""
+    tensors = {f"prior.{name}": value for name, value in GaussianMixture(1, 0, 4).state_dict().items()}
+    tensors["prior.rotations"] = torch.zeros(1, 1, 5000, 0)
+
+    def opened():
+        with pytest.raises(UserError, match="rotations is"):
+            prior_in(tensors)
+
+    assert held_by(opened) < 2**20
 
 
 def test_a_prior_of_patches_holds_the_windows_and_residuals_of_half_its_pixels_and_itself_twice():

@@ -20,8 +20,13 @@ TEXTS = ("a red cat", "a blue dog", "", "a cat", "nothing that is known")
 
 
 def mixture(side=4, components=6, rank=5):
-    filled = GaussianMixture(components, rank, 3 * side**2)
+    """With clusters that have axes of their own within the first ones, of which some components have fewer."""
+    turned = min(3, rank)
+    filled = GaussianMixture(components, rank, 3 * side**2, 3, turned)
     filled.means.normal_()
+    filled.offsets.normal_()
+    filled.shares.copy_(torch.tensor([0.5, 0.3, 0.2])).view(-1)[2::6] = 0
+    filled.rotations.copy_(torch.linalg.qr(torch.randn(components, 3, turned, turned))[0])
     filled.axes.copy_(torch.linalg.qr(torch.randn(components, 3 * side**2, rank))[0].mT)
     filled.variances.uniform_(0.5, 3)
     filled.rest.uniform_(0.05, 0.2)

@@ -43,6 +43,10 @@ DRAWN_LATENTS, DRAWN_PIXELS = 5.5, 4.0
 again are their noise, its product and the sum; of pixels, the bytes, both mirror images and what is chosen of them."""
 COMPONENTS = 3
 """Copies of a mixture: the best so far (or, with captions, that without them), the next one, and its components."""
+DECOMPOSED = 2
+"""Copies of the coordinates of a class while its axes are found."""
+GROUPS = 2
+"""Copies of the latents of a group and of their bags of words, while it is put together from its parts."""
 BAGS = 1.5
 """Copies of the bags of words, one a caption and level, while the gate is fitted."""
 EVALUATED = 8
@@ -165,16 +169,15 @@ def fit_memory(recipe: Recipe, base: Stage, count: int, held_out: int) -> dict[s
         fitted, held = 4 * values * images, sum(tensor.nbytes for tensor in prior.state_dict().values())
         drawing = DRAWN_LATENTS if recipe.kind == "latent" else DRAWN_PIXELS
         judged = EVALUATED * 4 * values * min(VALIDATION_IMAGES, held_out)
-        # latents, the same as rows of a matrix, and their coordinates along the axes
-        phases = [
-            int(drawing * fitted),
-            2 * fitted + fitted * prior.shape["rank"] // values + COMPONENTS * held + judged,
-        ]
+        components, along = prior.shape["components"], fitted * prior.shape["rank"] // values
+        # latents, those of a class once more, coordinates along the axes, and what finds the axes of a class
+        own = fitted + (fitted + DECOMPOSED * along) // components + along
+        phases = [int(drawing * fitted), own + COMPONENTS * held + judged]
         if isinstance(prior, CaptionedMixture):  # whose groups are twice as many, since each class has two levels
             again = fitted // sides  # drawn once more with other captions, without mirror images
             bags = 4 * MOST_WORDS * 2 * (images + images // sides)
             gate, drawn = held // 2 + int(BAGS * bags), fitted + int(drawing * again)
-            group = 2 * (fitted + again) // len(prior.gate_bias)
+            group = GROUPS * (2 * (fitted + again) + bags) // len(prior.gate_bias)
             phases = [phases[0], drawn, fitted + again + max(COMPONENTS * held + group, gate) + judged]
         parts["fit"] = FIT_OVERHEAD + max(phases)
     for below, size in pairwise(recipe.chain):

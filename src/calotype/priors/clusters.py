@@ -102,7 +102,7 @@ def class_component(own: Points, label: int, rank: int) -> Component:
     own -= mean
     _, deviations, axes = torch.svd_lowrank(own, q=min(3 * rank // 2, *own.shape), niter=1)
     axes, variances = axes[:, :rank], deviations[:rank] ** 2 / len(own)
-    total, coordinates = own.square().sum() / len(own), own @ axes
+    total, coordinates = own.norm(dim=1).square().sum() / len(own), own @ axes
     return Component(mean, axes.T, variances, total, label, coordinates, clusters_of(coordinates, 1))
 
 

@@ -388,12 +388,14 @@ def regress(train: Observations, validation: Observations) -> Regression:
     middle, centre = train.bags.mean(0), train.points.mean(0)
     words, validation_words, targets = train.bags - middle, validation.bags - middle, validation.points - centre
     values, basis = torch.linalg.eigh((words.T @ words).double())
-    shared, rotated = basis.T.to(words) @ (words.T @ (train.points - centre)), validation_words @ basis.to(words)
+    shared, rotated = basis.T.to(words) @ (words.T @ train.points), validation_words @ basis.to(words)
 
-    def error(ridge: float) -> float:
-        return float((targets - rotated @ (shared / (values + ridge)[:, None].to(words))).square().sum())
+    def rotated_weights(ridge: float) -> Float[Tensor, "word dimension"]:
+        return shared / (values + ridge)[:, None].to(words)
 
-    weights = basis.to(words) @ (shared / (values + min(RIDGES, key=error))[:, None].to(words))
-    *_, directions = torch.svd_lowrank(words @ weights, q=min(DIRECTIONS, *weights.shape, len(words)))
-    factor_in = weights @ directions
+    weights = rotated_weights(min(RIDGES, key=lambda ridge: float((targets - rotated @ rotated_weights(ridge)).norm())))
+    # The predictions of the training images have these right singular vectors, too, but a row for each image.
+    predicted = values.clamp(min=0).sqrt()[:, None].to(words) * weights
+    *_, directions = torch.svd_lowrank(predicted, q=min(DIRECTIONS, *weights.shape, len(words)))
+    factor_in = basis.to(words) @ (weights @ directions)
     return Regression(factor_in, directions.T, centre - middle @ factor_in @ directions.T)

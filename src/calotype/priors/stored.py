@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from calotype.nets.blocks import rename_keys
-from calotype.nets.weights import load_weights
+from calotype.nets.weights import ShapesOnly, check_weights, load_weights
 from calotype.priors.captions import CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import WINDOW_SIDE, PatchPrior
@@ -61,9 +61,12 @@ def prior_in(tensors: Mapping[str, Tensor], source: str = "the denoiser") -> Pri
         return None
     rename_keys(own, "", CaptionedMixture.old_names)
     try:
-        prior = _empty_like(own)
+        with ShapesOnly():
+            empty = _empty_like(own)
     except (KeyError, ValueError, TypeError, RuntimeError, ZeroDivisionError):
         raise UserError(f"{source} has {min(own):.80}, but no closed form has such tensors; copy it again") from None
+    check_weights(empty, own, source)  # no memory is taken before names and shapes agree
+    prior = _empty_like(own)
     load_weights(prior, own, source)
     return prior
 
