@@ -20,7 +20,7 @@ LAYOUT = (WIDTH, HEIGHT, COMPRESSION, 266, 274, 278, 317, 322, 323)
 """Size, compression, order of bits, orientation, rows of a strip, predictor, size of a tile."""
 PUT_RIGHT = "put right"
 MINIMUM_IS_WHITE, MINIMUM_IS_BLACK, SEPARATE, PREMULTIPLIED, FLOATING_POINT = 0, 1, 2, 1, 3
-UNCOMPRESSED, DEFLATE, HEADER, LONG_HEADER, BIG_TIFF = 1, 8, 8, 16, 43
+UNCOMPRESSED, DEFLATE, TIFF_HEADER, BIG_TIFF_HEADER, BIG_TIFF = 1, 8, 8, 16, 43
 NATIVE = {
     "I;16S": "I;16NS", "I;16BS": "I;16NS", "I;32S": "I;32NS", "I;32BS": "I;32NS", "F;32F": "F;32NF", "F;32BF": "F;32NF",
 }  # fmt: skip
@@ -101,7 +101,7 @@ def planes(image: ImageFile.ImageFile) -> Iterator[Image.Image]:
             image.fp.seek(start)
             parts.append(image.fp.read(length))
         sizes = [*map(len, parts)]
-        content = [*accumulate(sizes, initial=HEADER)]
+        content = [*accumulate(sizes, initial=TIFF_HEADER)]
         directory = _directory({**layout, starts: content[:-1], lengths: sizes}, order, content[-1])
         header = tags.prefix + struct.pack(f"{order}HI", 42, content[-1])
         with Image.open(BytesIO(b"".join((header, *parts, directory))), formats=["TIFF"]) as grey:
@@ -123,10 +123,10 @@ def _directory(tags: Mapping[int, Sequence[int]], order: str, start: int) -> byt
 def kind_of_tiff(file: IO[bytes]) -> str:
     """What a TIFF that Pillow does not open holds; empty where it is damaged."""
     try:
-        header = file.read(HEADER)
+        header = file.read(TIFF_HEADER)
         if header[3] == BIG_TIFF:
             return "a BigTIFF in big-endian byte order"
-        header += file.read(LONG_HEADER - HEADER) if header[2] == BIG_TIFF else b""
+        header += file.read(BIG_TIFF_HEADER - TIFF_HEADER) if header[2] == BIG_TIFF else b""
         tags = TiffImagePlugin.ImageFileDirectory_v2(header)
         file.seek(tags.next)
         tags.load(file)

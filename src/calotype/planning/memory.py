@@ -45,7 +45,7 @@ COMPONENTS = 3
 """Copies of a mixture: the best so far (or, with captions, that without them), the next one, and its components."""
 DECOMPOSED = 2
 """Copies of the coordinates of a class while its axes are found."""
-GROUPS = 2
+JOINED = 2
 """Copies of the latents of a group and of their bags of words, while it is put together from its parts."""
 BAGS = 1.5
 """Copies of the bags of words, one a caption and level, while the gate is fitted."""
@@ -177,7 +177,7 @@ def fit_memory(recipe: Recipe, base: Stage, count: int, held_out: int) -> dict[s
             again = fitted // sides  # drawn once more with other captions, without mirror images
             bags = 4 * MOST_WORDS * 2 * (images + images // sides)
             gate, drawn = held // 2 + int(BAGS * bags), fitted + int(drawing * again)
-            group = GROUPS * (2 * (fitted + again) + bags) // len(prior.gate_bias)
+            group = JOINED * (2 * (fitted + again) + bags) // len(prior.gate_bias)
             phases = [phases[0], drawn, fitted + again + max(COMPONENTS * held + group, gate) + judged]
         parts["fit"] = FIT_OVERHEAD + max(phases)
     for below, size in pairwise(recipe.chain):

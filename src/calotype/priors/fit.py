@@ -389,11 +389,8 @@ def regress(train: Observations, validation: Observations) -> Regression:
     words, validation_words, targets = train.bags - middle, validation.bags - middle, validation.points - centre
     values, basis = torch.linalg.eigh((words.T @ words).double())
     shared, rotated = basis.T.to(words) @ (words.T @ train.points), validation_words @ basis.to(words)
-
-    def rotated_weights(ridge: float) -> Float[Tensor, "word dimension"]:
-        return shared / (values + ridge)[:, None].to(words)
-
-    weights = rotated_weights(min(RIDGES, key=lambda ridge: float((targets - rotated @ rotated_weights(ridge)).norm())))
+    of_ridges = (shared / (values + ridge)[:, None].to(words) for ridge in RIDGES)
+    weights = min(of_ridges, key=lambda each: float((targets - rotated @ each).norm()))
     # The predictions of the training images have these right singular vectors, too, but a row for each image.
     predicted = values.clamp(min=0).sqrt()[:, None].to(words) * weights
     *_, directions = torch.svd_lowrank(predicted, q=min(DIRECTIONS, *weights.shape, len(words)))
