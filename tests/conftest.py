@@ -16,6 +16,7 @@ import pytest
 import shapes
 import torch
 
+gc.disable()  # until all is imported, which is no garbage: see `pytest_collection_finish`
 sys.dont_write_bytecode = False  # also where it was asked for: every process of a test would compile all of calotype
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("MKL_CBWR", "AUTO")  # as `calotype.cli.process.tune_process`, before the first product
@@ -60,8 +61,19 @@ def pytest_runtest_makereport():
 
 def pytest_collection_finish():
     """What is imported stays: each part of a run collects garbage, and would look through all of it."""
+    gc.enable()
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """What the tests of a file have imported and left stays, too."""
+    result = yield
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
+    return result
 
 
 @pytest.fixture(autouse=True)
