@@ -25,6 +25,19 @@ os.environ["TORCHDYNAMO_DISABLE"] = (
 )
 auditing.tests_run_here = True
 sys.addaudithook(auditing.watch)
+
+
+def has_room(folder):
+    """Whether this folder in memory holds all that tests write, also the code of torch.compile, which is executed."""
+    if not folder.is_dir():
+        return False
+    about = os.statvfs(folder)
+    return about.f_bavail * about.f_frsize > 2**32 and not about.f_flag & os.ST_NOEXEC
+
+
+MEMORY = Path("/dev/shm")
+if "TMPDIR" not in os.environ and has_room(MEMORY):  # on a disk tests wait for thousands of flushes: half of their time
+    tempfile.tempdir = os.environ["TMPDIR"] = str(MEMORY)
 SEEN = Path(tempfile.mkdtemp(prefix="calotype-seen-"), "seen")
 atexit.register(shutil.rmtree, SEEN.parent, ignore_errors=True)
 os.environ["CALOTYPE_SEEN"] = str(SEEN)  # of the processes that tests start: see `watched`
