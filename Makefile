@@ -13,7 +13,7 @@ demo: .venv/ready
 	$(BIN)/calotype demo
 
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Here a skip for want of a package is a failure: see tests/conftest.py.
 proofs: .venv/ready-proofs node_modules/onnxruntime-web

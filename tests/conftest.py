@@ -16,6 +16,7 @@ import pytest
 import shapes
 import torch
 
+gc.disable()  # until all is imported, which is no garbage: see `pytest_collection_finish`
 sys.dont_write_bytecode = False  # also where it was asked for: every process of a test would compile all of calotype
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("MKL_CBWR", "AUTO")  # as `calotype.cli.process.tune_process`, before the first product
@@ -24,6 +25,19 @@ os.environ["TORCHDYNAMO_DISABLE"] = (
 )
 auditing.tests_run_here = True
 sys.addaudithook(auditing.watch)
+
+
+def has_room(folder):
+    """Whether this folder in memory holds all that tests write, also the code of torch.compile, which is executed."""
+    if not folder.is_dir():
+        return False
+    about = os.statvfs(folder)
+    return about.f_bavail * about.f_frsize > 2**32 and not about.f_flag & os.ST_NOEXEC
+
+
+MEMORY = Path("/dev/shm")
+if "TMPDIR" not in os.environ and has_room(MEMORY):  # on a disk tests wait for thousands of flushes: half of their time
+    tempfile.tempdir = os.environ["TMPDIR"] = str(MEMORY)
 SEEN = Path(tempfile.mkdtemp(prefix="calotype-seen-"), "seen")
 atexit.register(shutil.rmtree, SEEN.parent, ignore_errors=True)
 os.environ["CALOTYPE_SEEN"] = str(SEEN)  # of the processes that tests start: see `watched`
@@ -60,8 +74,19 @@ def pytest_runtest_makereport():
 
 def pytest_collection_finish():
     """What is imported stays: each part of a run collects garbage, and would look through all of it."""
+    gc.enable()
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """What the tests of a file have imported and left stays, too."""
+    result = yield
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
+    return result
 
 
 @pytest.fixture(autouse=True)

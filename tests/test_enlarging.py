@@ -185,7 +185,7 @@ def test_pictures_are_as_far_from_the_mean_as_is_predicted(portraits, factor):
     Of pictures that the fit has not seen: few of them do not make it sure.
     """
     train, unseen = portraits[Rng(("fit",)).permutation(600)].split([400, 200])
-    unseen = unseen[: 50 * factor]
+    unseen = unseen[: 25 * factor]
     fitted = PatchPrior(factor)
     fitted.fit([(shrunk(part, factor), part) for part in train[: 100 * factor].split(25)])
     for level in (0.0, 0.05, 0.1, 0.2):

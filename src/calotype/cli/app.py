@@ -12,7 +12,14 @@ import typer
 
 from calotype.cli.console import Terminal
 from calotype.cli.options import ResumeOptions, TrainingOptions, TrainOptions, app
-from calotype.cli.process import is_rank, lasting_streams, start_ranks, tune_process, unwound_by_signals
+from calotype.cli.process import (
+    freeze_imported,
+    is_rank,
+    lasting_streams,
+    start_ranks,
+    tune_process,
+    unwound_by_signals,
+)
 from calotype.escaping import plain
 from calotype.places import DISK_FULL, HINTS, NOT_WRITABLE, cache_home
 
@@ -36,6 +43,8 @@ def main() -> None:
                 start_ranks(options.ranks)
             from calotype.cli import commands
 
+            if isinstance(options, TrainingOptions | ResumeOptions):
+                freeze_imported()
             commands.FUNCTIONS[type(options)](options, Terminal())
             sys.exit(0)
         except KeyboardInterrupt:
