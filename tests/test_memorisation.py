@@ -16,8 +16,10 @@ from calotype.evaluation.memorisation import (
     DOES_NOT_COPY,
     TOO_FEW,
     Compared,
+    Found,
     Nearest,
     copy_verdict,
+    found_among,
     memorisation,
     nearest_trained,
     small_pixels,
@@ -105,6 +107,31 @@ def test_real_pictures_that_look_like_copies_excuse_samples_that_do(trained):
     """A folder of near doubles: then held-out pictures are as near as samples."""
     near = nearest_trained(nearly(trained), trained)
     assert copy_verdict(near, near)[0] != COPIES
+
+
+def test_samples_that_look_like_copies_of_unseen_pictures_as_often_are_no_copies():
+    """Guided samples of pictures that are much alike: typical of them, and so like one or another by chance."""
+    shown = kind(100, 8)
+    real = nearest_trained(kind(100, 9), shown)
+    trained, tested = (seen(shown.pixels[rows]) for rows in (slice(0, 80), slice(80, 100)))
+    found = found_among(nearly(shown), trained, tested, 80)
+    assert found == Found(of_training=80, of_test=20, nearest_is_training=80, samples=100, chance=0.2)
+    assert found.memorised.value == pytest.approx(0)
+    nearest = nearest_trained(nearly(shown), trained)
+    assert copy_verdict(nearest, real)[0] == COPIES and copy_verdict(nearest, real, found)[0] == TOO_FEW
+    assert "20 do of a test picture, and chance gives 20.0" in copy_verdict(nearest, real, found)[1]
+    many = found._replace(of_training=80 * 100, of_test=20 * 100, samples=100 * 100)
+    assert copy_verdict(nearest, real, many)[0] == DOES_NOT_COPY
+    memorised = found_among(nearly(trained), trained, tested, 80)
+    assert memorised.memorised.value == 1 and memorised.memorised.low > 0.6
+    assert copy_verdict(nearest_trained(nearly(trained), trained), real, memorised)[0] == COPIES
+    a_quarter = found._replace(of_training=850, of_test=150, samples=1000)
+    assert a_quarter.memorised.value == pytest.approx(0.25) and copy_verdict(nearest, real, a_quarter)[0] == COPIES
+
+
+def test_where_no_sample_looks_like_a_copy_nothing_is_memorised():
+    none = Found(of_training=0, of_test=0, nearest_is_training=80, samples=100, chance=0.2)
+    assert none.memorised.value == 0 and none.memorised.high < 0.04
 
 
 def test_near_duplicates_are_counted_and_a_picture_is_not_its_own(trained):

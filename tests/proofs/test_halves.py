@@ -54,7 +54,7 @@ def test_portraits_in_two_halves(tmp_path):
     for leg in ("autoencoder", "denoiser"):
         recipe[leg]["images"] = int(Run.open(whole).latest("step", leg)["images_seen"]) // 2
     (tmp_path / "half.toml").write_text(to_toml(parse_recipe(recipe)))
-    options = TrainOptions(tmp_path / "portraits", None, budget, tmp_path / "half.toml", out=tmp_path / "halves")
+    options = TrainOptions(tmp_path / "portraits", None, budget, recipe=tmp_path / "half.toml", out=tmp_path / "halves")
     halves = commands.train(options, Keeper())
     commands.resume(ResumeOptions(halves, budget=budget), Keeper())
     pictures = read_folder(tmp_path / "portraits", 32, None, rule=split_rule(whole))

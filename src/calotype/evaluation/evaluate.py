@@ -222,7 +222,7 @@ def memorisation_of(request: EvaluationRequest, samples: Compared) -> Memorisati
         lambda rows, mirrored: store.compared(rows, size, mirrored),
         lambda rows: store.small(rows, size),
         request.trained.train_indices,
-        request.trained.test_indices[: request.count],
+        request.trained.test_indices,
     )
 
 

@@ -3,6 +3,10 @@
 A small distance alone means little: similar pictures are near each other. A copy lies much nearer to one training
 picture than to all the others (Yoon et al. 2023, "Diffusion probabilistic models generalize when they fail to
 memorize"; Carlini et al., arXiv 2301.13188, section 4), which a blurred or an average picture does not.
+
+Where pictures are much alike, guided samples, which are typical of them, look like copies of one or another by chance.
+They then look like copies of held-out pictures, too, as often for each of these; a model that memorises does that for
+training pictures alone (the holdout-based share of Platzer and Reutterer, arXiv 2104.00635, section 3.2).
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from calotype.data.split import evenly
 from calotype.evaluation.distances import Features, Others, pairwise_distances
 from calotype.evaluation.intervals import Estimate, difference_of_shares, share_estimate
 from calotype.evaluation.measures import as_measure
-from calotype.evaluation.results import Copies, CopyVerdict, Memorisation, Nearness
+from calotype.evaluation.results import AgainstTest, Copies, CopyVerdict, Memorisation, Nearness
 from calotype.types import Images, OtherImages
 
 COMPARED_SIDE, BLOCK = 32, 2
@@ -165,16 +169,78 @@ def mirrored_to_match(trained: Images, images: Images) -> Images:
     return torch.where((mirrored < ahead)[:, None, None, None], trained.flip(-1), trained)
 
 
-def copy_verdict(samples: Nearest, real: Nearest) -> tuple[CopyVerdict, str]:
-    """Whether samples are copies, and a sentence; `real`: held-out pictures, or training pictures among the others."""
+class Found(NamedTuple):
+    """Samples that look like copies, searched among training and test pictures together."""
+
+    of_training: int
+    of_test: int
+    nearest_is_training: int
+    samples: int
+    chance: float
+    """Share of test pictures among both."""
+
+    @property
+    def copies(self) -> int:
+        return self.of_training + self.of_test
+
+    @property
+    def memorised(self) -> Estimate:
+        """Share of samples that look like copies of training pictures, less what chance gives.
+
+        Chance gives as many for each training picture as for each test picture. With k of n samples that look like
+        copies, a part p of these of test pictures: `k / n * (1 - p / chance)`; bounds of the interval are those of
+        both shares.
+        """
+        share = share_estimate(self.copies, self.samples)
+        of_test = share_estimate(self.of_test, self.copies) if self.copies else Estimate(self.chance, 0.0, 1.0)
+        beyond = [1 - part / self.chance for part in of_test]
+        bounds = [each * part for each in share[1:] for part in beyond[1:]]
+        return Estimate(share.value * beyond[0], min(bounds), max(bounds))
+
+    def measures(self) -> AgainstTest:
+        return AgainstTest(
+            of_training=self.of_training,
+            of_test=self.of_test,
+            chance=self.chance,
+            memorised=as_measure(self.memorised),
+            nearest_is_training=as_measure(share_estimate(self.nearest_is_training, self.samples)),
+        )
+
+
+def found_among(samples: Compared, trained: Compared, tested: Compared, trained_pictures: int) -> Found:
+    """`trained` are those of so many training pictures that may be near."""
+    nearest = nearest_trained(samples, beside(trained, tested))
+    copies, of_test = nearest.ratio < COPY_RATIO, nearest.place >= len(trained.pixels)
+    return Found(
+        of_training=int((copies & ~of_test).sum()),
+        of_test=int((copies & of_test).sum()),
+        nearest_is_training=int((~of_test).sum()),
+        samples=len(of_test),
+        chance=len(tested.pixels) / (trained_pictures + len(tested.pixels)),
+    )
+
+
+def copy_verdict(samples: Nearest, real: Nearest, found: Found | None = None) -> tuple[CopyVerdict, str]:
+    """Whether samples are copies, and a sentence; `real`: held-out pictures, or training pictures among the others.
+
+    A model copies if more samples than real pictures look like copies of training pictures, and chance, as seen in test
+    pictures that look copied as well, does not explain it.
+    """
     more = difference_of_shares(samples.share_of_copies, real.share_of_copies)
     ours, theirs = (f"{each.copies:,} of {len(each.ratio):,}" for each in (samples, real))
-    counts = f"{ours} samples and {theirs} real pictures look like copies of a training picture"
-    if len(samples.ratio) >= FEWEST_FOR_A_SHARE and more.low > 0:
-        return COPIES, counts
-    if len(samples.ratio) >= FEWEST_FOR_A_SHARE and more.high <= TOLERATED:
-        return DOES_NOT_COPY, counts
-    return TOO_FEW, f"{counts}; more samples would tell"
+    sentence = f"{ours} samples and {theirs} real pictures look like copies of a training picture"
+    enough, explained, low = len(samples.ratio) >= FEWEST_FOR_A_SHARE, False, more.high
+    if found is not None and found.of_test:
+        explained, low = found.memorised.low <= 0, min(low, found.memorised.high)
+        sentence += (
+            f"; of {found.copies:,} samples that look like copies of a training or test picture, {found.of_test:,} do "
+            f"of a test picture, and chance gives {found.chance * found.copies:.1f}"
+        )
+    if enough and more.low > 0 and not explained:
+        return COPIES, sentence
+    if enough and low <= TOLERATED:
+        return DOES_NOT_COPY, sentence
+    return TOO_FEW, f"{sentence}; more samples would tell"
 
 
 # -- Of a run ----------------------------------------------------------------------------------------------------------
@@ -205,10 +271,11 @@ def memorisation(
         return MemorisationResult(Memorisation(verdict=TOO_FEW, sentence=reason))
     trained, note = compared(rows, False), ""
     real = among = nearest_trained(trained, trained, themselves=True)
+    found = None
     if len(rows) < len(train):
         note = f"{len(rows):,} of {len(train):,} training pictures were searched"
     if len(test) >= FEWEST_FOR_A_SHARE:
-        tested = compared(test, True)
+        tested = compared(test[: len(samples.pixels)], True)
         if note:
             near = train[nearest_by_thumbnails(np.concatenate([samples.pixels, tested.pixels]), small(train))]
             more = near[~torch.isin(near, rows)]
@@ -216,14 +283,16 @@ def memorisation(
                 trained, rows = beside(trained, compared(more, False)), torch.cat([rows, more])
             note = f"all {len(train):,} training pictures were searched by thumbnails, and {len(rows):,} by features"
         real = nearest_trained(tested, trained)
+        found = found_among(samples, trained, compared(evenly(test, MOST_SEARCHED), False), len(train))
     of_samples = nearest_trained(samples, trained)
-    verdict, sentence = copy_verdict(of_samples, real)
+    verdict, sentence = copy_verdict(of_samples, real, found)
     measures = Memorisation(
         verdict=verdict,
         sentence=sentence,
         samples=_copies(of_samples),
         real=_copies(real),
         real_are="training pictures, each beside the others" if real is among else "test pictures",
+        among_test=found and found.measures(),
         duplicates=as_measure(among.share_of_duplicates),
         n=(len(of_samples.place), len(real.place), len(rows)),
         note=note,

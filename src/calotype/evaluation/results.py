@@ -119,12 +119,24 @@ class Copies(Schema):
     feature_distance_median: float
 
 
+class AgainstTest(Schema):
+    """Samples among training and test pictures together: see `memorisation.Found`."""
+
+    of_training: int
+    of_test: int
+    """Samples that look like copies of training and of test pictures."""
+    chance: float
+    memorised: Measure
+    nearest_is_training: Measure
+
+
 class Memorisation(Schema):
     verdict: CopyVerdict
     sentence: str
     samples: Copies | None = None
     real: Copies | None = None
     real_are: str = ""
+    among_test: AgainstTest | None = None
     duplicates: Measure | None = None
     """Share of training pictures with a near-duplicate among the others."""
     n: tuple[int, int, int] | None = None

@@ -188,21 +188,21 @@ def component_posterior(
     along = torch.einsum("bkd,krd->bkr", away, axes)
     beside = (exact(away).square().sum(2) - along.square().sum(2)).clamp(min=0)
     of_axes, of_rest = variances + variance[..., None, None], rest + variance
-    from_cluster, rest_count = turned(along[:, :, None] - offsets, rotations), axes.shape[2] - axes.shape[1]
+    from_cluster, rest_count = rotated(along[:, :, None] - offsets, rotations), axes.shape[2] - axes.shape[1]
     distance = (from_cluster.square() / of_axes + of_axes.log()).sum(3)
     distance = distance + (beside / of_rest + rest_count * of_rest.log())[..., None]
     log_joint = (weights.log()[..., None] + shares.log() - distance / 2).flatten(1)
     responsibilities = torch.softmax(log_joint, 1).to(flat).unflatten(1, shares.shape)
     of_component, shrink = responsibilities.sum(2), rest / of_rest
     shrunk = of_component * shrink
-    shift = turned(variances / of_axes * from_cluster, rotations.mT)
+    shift = rotated(variances / of_axes * from_cluster, rotations.mT)
     posterior = (responsibilities[..., None] * (offsets + shift)).sum(2)
     inside = (posterior - shrunk[..., None] * along).flatten(1)
     middle = ((of_component - shrunk)[:, None] @ means)[:, 0] + shrunk.sum(1, keepdim=True) * flat
     return log_joint, middle + inside @ axes.flatten(0, 1)
 
 
-def turned(
+def rotated(
     coordinates: Float[Tensor, "batch component cluster rank"],
     rotations: Float[Tensor, "component cluster turned turned"],
 ) -> Float[Tensor, "batch component cluster rank"]:

@@ -171,6 +171,13 @@ def copies_table(result: Memorisation) -> Iterator[Html | None]:
         f"{count(result.n[2])} training pictures and their mirror images; the ratio is to the median distance to the "
         "next nearest ones."
     )
+    if (both := result.among_test) is not None:
+        yield aside(
+            f"Share of samples that look like copies of training pictures beyond chance: "
+            f"{interval(both.memorised, '%')}. Chance is how often samples look like copies of test pictures, which "
+            f"training has not seen. For {interval(both.nearest_is_training, '%')} of the samples the nearest of all "
+            f"training and test pictures is a training picture; by chance {1 - both.chance:.1%}."
+        )
 
 
 def duplicates(result: Memorisation) -> str:
