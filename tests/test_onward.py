@@ -449,6 +449,19 @@ def test_what_was_found_of_guidance_stays_where_there_is_no_time_to_search(again
     assert (kept.guidance == 1.5 and kept.epsilon_scaling == 0.2) == (by_user is False)
 
 
+def test_the_prior_of_the_part_before_stays(again, monkeypatch):
+    """Fitted to other draws it could be cross-fitted where it was not, or the other way round."""
+    kept = contents(again / "constants" / "denoiser")
+
+    def fitted(*given):
+        raise AssertionError("a prior was fitted")
+
+    monkeypatch.setattr("calotype.training.legs.fit_mixture", fitted)
+    commands.resume(ResumeOptions(again, budget=1e-6), Keeper())
+    assert Run.open(again).state.part == 2 and kept and contents(again / "constants" / "denoiser") == kept
+    assert (again / "constants" / "space").is_dir() and not (again / "before" / "1" / "constants").exists()
+
+
 def test_other_draws_than_those_of_the_part_before(again):
     commands.resume(ResumeOptions(again, budget=1e-6), Keeper())
     seeds = [
@@ -482,7 +495,7 @@ def test_a_process_that_dies_in_the_switch_loses_nothing(again, tmp_path, monkey
     whole, _ = switched("whole", -1)
     files, calls, died = contents(whole), 0, True
     assert {"before/1/recipe.toml", "before/1/run.json", "recipe.toml", "plan.json", "run.json"} <= files.keys()
-    assert not any(name.startswith(("next", "checkpoints", "constants")) for name in files)
+    assert not any(name.startswith(("next", "checkpoints", "constants/space")) for name in files)
     while died:
         folder, died = switched(f"killed after {calls}", calls)
         extending.switch(folder)

@@ -29,6 +29,7 @@ from calotype.report.format import duration
 from calotype.run import BEFORE_FOLDER, Run, RunState, read_state
 from calotype.settings import parse_recipe, read_recipe, to_toml
 from calotype.tables import merge
+from calotype.training.snapshot import SPACE
 from calotype.training.warm_start import next_seed
 
 NEXT_FOLDER = "next"
@@ -37,8 +38,11 @@ ARCHIVED = (
     "prompted.png", "samples", "previews", "report.html",
 )  # fmt: skip
 """What is of one part of a run: kept in `before/PART` when the next one begins."""
-OUTDATED = ("checkpoints", "constants")
-"""What only the legs of one part need: removed with it, or kept with it for its milestones."""
+OUTDATED = ("checkpoints", f"constants/{SPACE}")
+"""What only the legs of one part need: removed with it, or kept with it for its milestones. Its priors are those of the
+next part as well: that has the same pictures and latents, and a prior that is fitted again, to other draws, may be
+cross-fitted where this one is not, beside which the network has not learned (dev/LOG.md, 2026-12-01)."""
+OF_MILESTONES = ("checkpoints", "constants")
 
 
 def extend(
@@ -131,13 +135,18 @@ def switch(folder: Path) -> None:
 
 
 def archive(folder: Path, place: Path) -> None:
-    """Moves what is of the part before to `place`; its `run.json` is copied last, and says that all is there."""
+    """Moves what is of the part before to `place`, or copies what the next one needs, too; its `run.json` is copied
+    last, and says that all is there."""
     if (place / "run.json").exists():
         return
     make_folder(place)
     milestones = (read_state(folder / "run.json").settings or {}).get("milestones")
-    for name in (*ARCHIVED, *(OUTDATED if milestones else ())):
+    for name in (*ARCHIVED, *(OF_MILESTONES if milestones else ())):
         if os.path.lexists(folder / name):
             remove(place / name)
-            shutil.move(folder / name, place / name)
+            if name == "constants":
+                with whole_folder(place / name) as path:
+                    shutil.copytree(folder / name, path, dirs_exist_ok=True)
+            else:
+                shutil.move(folder / name, place / name)
     write_whole(place / "run.json", (folder / "run.json").read_bytes())
