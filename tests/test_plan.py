@@ -11,6 +11,7 @@ import torch
 from small import CASCADE, CPU, HYBRID, SETTINGS, be_quick, machine, noise_pictures, recipe
 from typer import BadParameter
 
+from calotype.bounds import MAX_IMAGES
 from calotype.cli.quantities import seconds
 from calotype.data.images import images_from_pixels, pixels_from_images
 from calotype.diffusion.stage import shrunk
@@ -192,6 +193,22 @@ def test_more_time_never_means_fewer_pictures(sample):
 def test_no_time_at_all_still_trains_a_batch(left):
     plan = allotted(left)
     assert plan.predicted["steps"] == {"autoencoder": 1, "denoiser": 1} and plan.final_count == 4
+
+
+@pytest.mark.parametrize("left", [-10.0, 0.0, 20.0])
+def test_a_budget_that_is_too_short_says_by_how_much(left):
+    """By what comes besides training, less the time that is left for it."""
+    plan = allotted(left, sample=5.0)
+    besides = sum(seconds for step, seconds in plan.predicted["seconds"].items() if step not in plan.recipe.legs)
+    assert besides > 20.0 and f"alone take {besides - left:.0f} s more" in plan.notes[-1]
+
+
+def test_a_year_on_the_fastest_machine_plans_no_more_pictures_than_a_recipe_may_say():
+    year, paced = 366 * 24 * 3600.0, {"autoencoder": {"images": 0}, "denoiser": {"images": 0, "batch": 48}}
+    plan = Plan(recipe=recipe(**paced), device="a machine", budget_seconds=year)
+    plan.phases = {leg: [(1.0, 1e-12)] for leg in paced}
+    allot(plan, Measured(1e-12), [1000], time.monotonic() + year)
+    assert all(0 <= MAX_IMAGES - seen < 48 for seen in plan.predicted["images"].values())
 
 
 @pytest.mark.parametrize("batch", [1, 4, 7, 32])
