@@ -12,9 +12,10 @@ from calotype.diffusion.stage import generate
 from calotype.model import load
 from calotype.recipe import leg_above
 from calotype.settings import parse_recipe
+from calotype.spaces.pixel import PixelSpace
 from calotype.tables import merge
-from calotype.training.examples import crop_examples
-from calotype.training.legs import enlarger_leg
+from calotype.training.examples import Bucket, crop_examples, picture_examples
+from calotype.training.legs import denoiser_leg, enlarger_leg, exposure_leg
 from calotype.types import Rng, UserError
 
 ONE_STEP = {"enlarge": {"16": {
@@ -132,3 +133,18 @@ def test_a_run_with_one_step_is_trained_guarded_and_sampled(tmp_path):
 def test_more_steps_and_guidance_are_refused(sampling):
     with pytest.raises(UserError, match="objective is one_step"):
         parse_recipe(merge(merge(CASCADE, ONE_STEP), {"enlarge": {"16": {"sampling": sampling}}}))
+
+
+def test_the_critic_of_exposure_fine_tuning_starts_the_same_whatever_was_drawn_before():
+    """In a run of one session the clock decides how often threads are timed, which draws numbers; a resumed one has
+    not drawn them."""
+    exposure = {"enlarge": {"16": {"exposure": {"images": 8, "pictures": 2}}}}
+    recipe, pictures = parse_recipe(merge(merge(CASCADE, ONE_STEP), exposure)), noise_pictures()
+    small = pictures.shrunk(8)
+    below = denoiser_leg(recipe, [Bucket(small, picture_examples(recipe, small, CPU))], PixelSpace(), CPU).trained
+    stage, critics = leg_of().trained, []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        leg = exposure_leg(recipe, below, stage, pictures, CPU)
+        critics.append(fingerprint({"critic": leg.states["critic"]}))
+    assert critics[0] == critics[1]

@@ -11,12 +11,13 @@ import torch
 from small import CASCADE, CPU, HYBRID, SETTINGS, be_quick, machine, noise_pictures, recipe
 from typer import BadParameter
 
+from calotype.bounds import MAX_IMAGES
 from calotype.cli.quantities import seconds
 from calotype.data.images import images_from_pixels, pixels_from_images
 from calotype.diffusion.stage import shrunk
 from calotype.nets.dit import DitConfig
 from calotype.nets.unet import UnetConfig
-from calotype.planning import choose, make
+from calotype.planning import choose, make, measure
 from calotype.planning.chains import LEAST_ENLARGED, choose_chain
 from calotype.planning.choose import (
     CODED_STEP,
@@ -30,6 +31,7 @@ from calotype.planning.choose import (
     propose,
     three_digits,
 )
+from calotype.planning.count import Counted
 from calotype.planning.laws import TIME_WEIGHTS, time_shares, unet_size
 from calotype.planning.make import (
     FEWEST_LEVEL_CROPS,
@@ -40,6 +42,7 @@ from calotype.planning.make import (
     with_warmups,
 )
 from calotype.planning.measure import Measurement
+from calotype.planning.memory import rounds_of
 from calotype.planning.plan import Choice, Plan
 from calotype.planning.sizes import MOST_TOKENS, check_sizes, choose_patch
 from calotype.priors.fit import largest_prior
@@ -50,6 +53,7 @@ from calotype.settings import parse_recipe
 from calotype.tables import merge
 from calotype.training.control import BudgetController, mean_cost, whole_batches
 from calotype.training.loop import TrainProgress, every
+from calotype.training.previews import validation_first
 from calotype.types import NULL_LABEL, Condition, Rng, UserError
 
 PHASES = {
@@ -189,6 +193,22 @@ def test_more_time_never_means_fewer_pictures(sample):
 def test_no_time_at_all_still_trains_a_batch(left):
     plan = allotted(left)
     assert plan.predicted["steps"] == {"autoencoder": 1, "denoiser": 1} and plan.final_count == 4
+
+
+@pytest.mark.parametrize("left", [-10.0, 0.0, 20.0])
+def test_a_budget_that_is_too_short_says_by_how_much(left):
+    """By what comes besides training, less the time that is left for it."""
+    plan = allotted(left, sample=5.0)
+    besides = sum(seconds for step, seconds in plan.predicted["seconds"].items() if step not in plan.recipe.legs)
+    assert besides > 20.0 and f"alone take {besides - left:.0f} s more" in plan.notes[-1]
+
+
+def test_a_year_on_the_fastest_machine_plans_no_more_pictures_than_a_recipe_may_say():
+    year, paced = 366 * 24 * 3600.0, {"autoencoder": {"images": 0}, "denoiser": {"images": 0, "batch": 48}}
+    plan = Plan(recipe=recipe(**paced), device="a machine", budget_seconds=year)
+    plan.phases = {leg: [(1.0, 1e-12)] for leg in paced}
+    allot(plan, Measured(1e-12), [1000], time.monotonic() + year)
+    assert all(0 <= MAX_IMAGES - seen < 48 for seen in plan.predicted["images"].values())
 
 
 @pytest.mark.parametrize("batch", [1, 4, 7, 32])
@@ -404,6 +424,17 @@ def test_the_largest_prior_has_fewer_gaussians_with_captions_and_without_classes
     mixture = prior.mixture if captioned else prior
     assert mixture.shares.shape == (components, clusters) and mixture.axes.shape == (components, 64, 64)
     assert (mixture.label == NULL_LABEL).all() == (classes != 6)
+
+
+@pytest.mark.parametrize("method", [Counted, Measurement])
+def test_the_inspection_of_few_pictures_is_planned_for_no_more_than_there_are(monkeypatch, method):
+    """Of two it looks at two: with the time of 64, a quarter of a minute is lost to their training."""
+    monkeypatch.setattr(measure, "best_time", lambda work, device, repeats=5: 8.0)  # of 8 pictures
+    found, seconds = parse_recipe(SETTINGS), {}
+    for count in (4, 100):
+        seconds[count] = method(found, noise_pictures(count), machine(), rounds_of(found, machine())).inspect()
+        assert len(validation_first(noise_pictures(count), 64, CPU)[0]) == {4: 3, 100: 64}[count]
+    assert seconds[4] / 3 == pytest.approx(seconds[100] / 64)
 
 
 def test_what_comes_after_a_leg():

@@ -34,7 +34,8 @@ Side = Annotated[int, Field(strict=True, gt=0, le=LARGEST_SIDE)]
 CropSide = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SIDE)]
 """The same; 0 stands for whole pictures."""
 PatchSide = Annotated[int, Field(strict=True, gt=0, le=LARGEST_SIDE)]
-ImageCount = Annotated[int, Field(strict=True, ge=0, le=10**13)]
+MAX_IMAGES = 10**13
+ImageCount = Annotated[int, Field(strict=True, ge=0, le=MAX_IMAGES)]
 """Of pictures seen in training, repeats counted."""
 ViewCount = Annotated[int, Field(strict=True, ge=0, le=64)]
 """Of crops of each picture."""

@@ -24,6 +24,7 @@ from calotype.recipe import Recipe, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import Space
 from calotype.training.fitting import fitted_sides
+from calotype.training.previews import INSPECTED
 
 FIT_FLOPS, CAPTION_FIT_FLOPS = 235_000, 550_000
 """To fit the prior, for each value that it is fitted to, and more with captions; measured on 7,630 portraits."""
@@ -100,6 +101,11 @@ class Costs(ABC):
         """The most bytes that the run holds, with so many pictures in each set of the first stage."""
 
     # -- Sizes ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def inspected(self) -> int:
+        """Pictures by which the autoencoder is inspected: see `previews.validation_first`."""
+        return min(sum(self.counts), INSPECTED.count(3 * self.recipe.chain[0] ** 2))
 
     def parameters(self) -> dict[str, int]:
         """Parameters of each network in the model, by the leg that trains it first."""

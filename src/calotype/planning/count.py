@@ -33,7 +33,6 @@ from calotype.recipe import AdversarialLossConfig, Recipe, exposure_above, leg_a
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.training.muon import hidden_matrices, orthogonal
-from calotype.training.previews import INSPECTED
 
 TRAINING = 3
 """Operations of a training step by those of its forward pass: the backward pass computes two products for each."""
@@ -120,8 +119,7 @@ class Counted(Costs):
     def inspect(self) -> float:
         if not isinstance(self.space, LatentSpace):
             return 0.0
-        count = INSPECTED.count(3 * self.recipe.chain[0] ** 2)
-        return count * (self.seconds(INSPECTION * sum(self._coding)) + self.feature)
+        return self.inspected * (self.seconds(INSPECTION * sum(self._coding)) + self.feature)
 
     def fit(self, count: int) -> float:
         return self.seconds(float(fit_flops(self.stages[0], count)))

@@ -193,9 +193,8 @@ def allot(
     seconds["previews"] = LAST_PREVIEWS * a_picture
     training = max(0.0, left - sum(seconds.values())) / (1 + OVERHEAD)
     if not training:
-        plan.notes.append(
-            f"the budget is too short: reading, measuring and sampling alone take {sum(seconds.values()):.0f} s more"
-        )
+        over = sum(seconds.values()) - left
+        plan.notes.append(f"the budget is too short: reading, measuring and sampling alone take {over:.0f} s more")
     costs = {leg: mean_cost(phases) for leg, phases in plan.phases.items()}
     plan.paced = [leg for leg, config in recipe.legs.items() if not config.images]
     images = divide(recipe, costs, training, operations)

@@ -32,7 +32,7 @@ from calotype.training.examples import crop_examples, picture_examples, picture_
 from calotype.training.legs import autoencoder_objective, enlarging_objective
 from calotype.training.loop import BatchSource, Division, TrainProgress, train_step
 from calotype.training.objectives import DenoisingObjective, Objective
-from calotype.training.previews import INSPECTED, each_class, evaluating
+from calotype.training.previews import each_class, evaluating
 from calotype.training.state import TrainState
 from calotype.types import Images, Labels, Rng, Text
 
@@ -164,7 +164,7 @@ class Measurement(Costs):
         images = self._images(8)
         lite0 = Lite0(self.device)
         seconds = best_time(lambda: measure_autoencoder(space, images, 0, lite0, thorough=False), self.device, 1)
-        return seconds / len(images) * INSPECTED.count(images[0].numel())
+        return seconds / len(images) * self.inspected
 
     def fit(self, count: int) -> float:
         if not (flops := fit_flops(self.stages[0], count)):

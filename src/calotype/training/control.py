@@ -12,6 +12,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from calotype.bounds import MAX_IMAGES
 from calotype.files import damage, is_whole, listed, read_tensors, whole_folder, write_tensors
 from calotype.priors.prior import load_trained, trained_state
 from calotype.run import Losses, Validation
@@ -118,7 +119,8 @@ def mean_cost(phases: Phases) -> float:
 
 
 def whole_batches(images: float, batch: int) -> int:
-    return max(1, math.floor(images / batch)) * batch
+    """At least one batch, and at most as many images as a recipe may say."""
+    return max(1, math.floor(min(images, MAX_IMAGES) / batch)) * batch
 
 
 # -- Early stopping ----------------------------------------------------------------------------------------------------

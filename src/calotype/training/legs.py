@@ -132,6 +132,7 @@ def enlarging_objective(
 def exposure_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures, device: torch.device) -> Leg[Stage]:
     """Exposure fine-tuning: more training on pictures that the stage below has redrawn, with its artefacts."""
     size, config = stage.image_size, recipe.enlarging(stage.image_size)
+    deterministic(recipe.seed + size)  # a new critic starts the same, whatever the legs before have drawn
     stream = f"mistakes-{size}"  # as in version 0.1: another name would draw other numbers
     rng, count = Rng((recipe.seed, stream)), config.exposure.pictures
     stage = replace(stage, denoiser=copy.deepcopy(stage.denoiser).train().requires_grad_(True))
