@@ -120,7 +120,7 @@ def test_samples_that_look_like_copies_of_unseen_pictures_as_often_are_no_copies
     assert found.memorised.value == pytest.approx(0)
     nearest = nearest_trained(nearly(shown), trained)
     assert copy_verdict(nearest, real)[0] == COPIES and copy_verdict(nearest, real, found)[0] == TOO_FEW
-    assert "20 do of a test picture, and chance gives 20.0" in copy_verdict(nearest, real, found)[1]
+    assert "20 of them of a test picture, where chance alone gives 20.0" in copy_verdict(nearest, real, found)[1]
     many = found._replace(of_training=80 * 100, of_test=20 * 100, samples=100 * 100)
     assert copy_verdict(nearest, real, many)[0] == DOES_NOT_COPY
     memorised = found_among(nearly(trained), trained, tested, of_one_class(80, 20, 80))
@@ -163,6 +163,24 @@ def test_of_one_test_picture_a_class_nothing_is_left_to_compare_a_prompt_with():
     labels = torch.cat([torch.arange(80) % 20, torch.arange(20)])
     found = of_many(nearly(trained), trained, test, labels, 80 + torch.arange(80) % 20).measures
     assert found.verdict == COPIES and found.among_test is None
+
+
+def test_a_model_that_memorises_is_not_excused_by_real_pictures_that_look_like_copies(trained):
+    """Of many samples, and of test pictures, a fifth look like copies: but the samples of training pictures alone."""
+    real = nearest_trained(seen(np.concatenate([kind(800, 5).pixels, *[nearly(trained).pixels[:50]] * 4])), trained)
+    memorised = Found(200, 0, nearest_is_training=950, samples=1000, chance=0.1, chance_of_nearest=0.1)
+    assert copy_verdict(real, real)[0] == DOES_NOT_COPY
+    assert memorised.memorised.low > 0.1 and copy_verdict(real, real, memorised)[0] == COPIES
+    assert "0 of them of a test picture, where chance alone gives 20.0" in copy_verdict(real, real, memorised)[1]
+    by_chance = memorised._replace(of_training=180, of_test=20)
+    assert copy_verdict(real, real, by_chance)[0] == DOES_NOT_COPY
+
+
+def test_no_share_is_below_0_and_a_single_test_picture_excuses_nobody(trained, others):
+    """One test picture of 91 where chance gives 0.2 is little to go by."""
+    few = Found(90, 1, nearest_is_training=170, samples=180, chance=0.002, chance_of_nearest=0.002)
+    assert few.memorised.value == few.memorised.low == 0
+    assert copy_verdict(nearest_trained(nearly(trained), trained), others, few)[0] == TOO_FEW
 
 
 def test_where_no_sample_looks_like_a_copy_nothing_is_memorised():

@@ -208,12 +208,12 @@ class Found(NamedTuple):
         """Share of samples that look like copies of training pictures, less what chance gives.
 
         Chance gives as many for each training picture as for each test picture. With k of n samples that look like
-        copies, a part p of these of test pictures: `k / n * (1 - p / chance)`; bounds of the interval are those of
-        both shares.
+        copies, a part p of these of test pictures: `k / n * (1 - p / chance)`, or 0 where that is less; bounds of the
+        interval are those of both shares.
         """
         share = share_estimate(self.copies, self.samples)
         of_test = share_estimate(self.of_test, self.copies) if self.copies else Estimate(self.chance, 0.0, 1.0)
-        beyond = [1 - part / self.chance for part in of_test]
+        beyond = [max(0.0, 1 - part / self.chance) for part in of_test]
         bounds = [each * part for each in share[1:] for part in beyond[1:]]
         return Estimate(share.value * beyond[0], min(bounds), max(bounds))
 
@@ -258,19 +258,27 @@ def copy_verdict(samples: Nearest, real: Nearest, found: Found | None = None) ->
     """Whether samples are copies, and a sentence; `real`: held-out pictures, or training pictures among the others.
 
     A model copies if more samples than real pictures look like copies of training pictures, and chance, as seen in test
-    pictures that look copied as well, does not explain it.
+    pictures that look copied as well, does not explain it; or if more than `TOLERATED` is beyond chance, also where
+    real pictures look like copies as often.
     """
     more = difference_of_shares(samples.share_of_copies, real.share_of_copies)
     ours, theirs = (f"{each.copies:,} of {len(each.ratio):,}" for each in (samples, real))
     sentence = f"{ours} samples and {theirs} real pictures look like copies of a training picture"
-    enough, explained, low = len(samples.ratio) >= FEWEST_FOR_A_SHARE, False, more.high
-    if found is not None and found.of_test:
-        explained, low = found.memorised.low <= 0, min(low, found.memorised.high)
+    enough, explained, beyond, low = len(samples.ratio) >= FEWEST_FOR_A_SHARE, False, False, more.high
+    if found is not None and found.copies:
+        beyond = found.memorised.low > TOLERATED
         sentence += (
-            f"; of {found.copies:,} samples that look like copies of a training or test picture, {found.of_test:,} do "
-            f"of a test picture, and chance gives {found.chance * found.copies:.1f}"
+            f"; searched among test pictures as well, which training has not seen, {found.copies:,} samples look like "
+            f"copies, {found.of_test:,} of them of a test picture, where chance alone gives "
+            f"{found.chance * found.copies:.1f}"
         )
-    if enough and more.low > 0 and not explained:
+    if found is not None and found.of_test:
+        explained = found.memorised.low <= 0
+        if (
+            found.chance * found.copies >= 1
+        ):  # Wilson's bound of a single test picture is too high where less is expected
+            low = min(low, found.memorised.high)
+    if enough and (beyond or (more.low > 0 and not explained)):
         return COPIES, sentence
     if enough and low <= TOLERATED:
         return DOES_NOT_COPY, sentence
