@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from calotype.evaluation.memorisation import MOST_SEARCHED
 from calotype.evaluation.results import (
     EVALUATION_FILE,
     PAIRS_FILE,
@@ -184,7 +185,8 @@ def duplicates(result: Memorisation) -> str:
     """Inside the training set."""
     if result.duplicates is None or result.n is None:
         return ""
-    return f"Near-duplicates among {count(result.n[2])} training pictures: {interval(result.duplicates, '%')}."
+    searched = min(result.n[2], MOST_SEARCHED)  # the others are those near samples
+    return f"Near-duplicates among {count(searched)} training pictures: {interval(result.duplicates, '%')}."
 
 
 def alignment_table(run: Run, aligned: Alignment) -> Iterator[Html | None]:
