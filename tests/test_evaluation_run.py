@@ -17,15 +17,18 @@ from calotype.cli.options import EvaluateOptions
 from calotype.data.folder import read_folder
 from calotype.data.seen import OWN_FILE
 from calotype.data.split import SplitConfig, stratified_split
-from calotype.evaluation.candidate import open_candidate
+from calotype.evaluation import evaluate as of_evaluation
+from calotype.evaluation.candidate import Candidate, open_candidate
+from calotype.evaluation.evaluate import EvaluationRequest
 from calotype.evaluation.features import FeatureNetwork, Lite0, distance_name, features_key, kept_features
 from calotype.evaluation.measures import MEASURES, distance_key, measure_sets
-from calotype.evaluation.results import Columns, EvaluationResult, Measure, SetMeasures
+from calotype.evaluation.memorisation import Compared, MemorisationResult
+from calotype.evaluation.results import Columns, EvaluationResult, Measure, Memorisation, SetMeasures
 from calotype.files import is_whole, read_json, write_json
 from calotype.model import load
 from calotype.report.card import escaped, write_card
 from calotype.report.evaluation import measure_rows
-from calotype.types import UserError
+from calotype.types import Text, UserError
 
 LITE0 = Lite0()
 HOSTILE = "<script>alert(1)</script> | [a](b) *c* `d`\n# e"
@@ -260,6 +263,24 @@ def test_where_the_folder_has_changed_the_record_says_what_the_run_has_seen(run,
     assert ("it is not known whether it has seen" in printed) != recorded
     assert ("are in its training set" in printed) == recorded
     assert read_json(tmp_path / "out" / "evaluation.json")["unseen"] is None  # its pictures are not here
+
+
+@pytest.mark.parametrize(("prompted", "others"), [(True, False), (False, False), (True, True)])
+def test_copies_are_sought_with_the_pictures_whose_captions_are_prompts(monkeypatch, tmp_path, prompted, others):
+    """Of other pictures than the run's, and without prompts, there are none."""
+    pictures, prompts, asked = noise_pictures(100), Text(("a",) * 24) if prompted else None, []
+    candidate = object.__new__(Candidate)
+    monkeypatch.setattr(Candidate, "size", 16)
+    monkeypatch.setattr(Candidate, "text", lambda self, of, rows: prompts)
+    trained = replace(pictures, content="another") if others else pictures
+    request = EvaluationRequest(candidate, pictures, trained, tmp_path, 24, 0, LITE0, Keeper().bar)
+    unknown = MemorisationResult(Memorisation(verdict="too few to say", sentence="few"))
+    monkeypatch.setattr(of_evaluation, "memorisation", lambda *parts: asked.extend(parts) or unknown)
+    of_evaluation.memorisation_of(request, Compared(np.zeros((24, 0)), np.zeros((24, 3, 32, 32), np.float32)))
+    *_, test, labels, sources = asked
+    known = prompted and not others
+    assert sources.tolist() == (test[torch.arange(24) % len(test)].tolist() if known else [-1] * 24)
+    assert labels is trained.labels
 
 
 def test_without_the_training_pictures_copies_are_not_judged(run, tmp_path):

@@ -18,6 +18,7 @@ from calotype.evaluation.memorisation import (
     Compared,
     Found,
     Nearest,
+    Origins,
     copy_verdict,
     found_among,
     memorisation,
@@ -114,23 +115,76 @@ def test_samples_that_look_like_copies_of_unseen_pictures_as_often_are_no_copies
     shown = kind(100, 8)
     real = nearest_trained(kind(100, 9), shown)
     trained, tested = (seen(shown.pixels[rows]) for rows in (slice(0, 80), slice(80, 100)))
-    found = found_among(nearly(shown), trained, tested, 80)
-    assert found == Found(of_training=80, of_test=20, nearest_is_training=80, samples=100, chance=0.2)
+    found = found_among(nearly(shown), trained, tested, of_one_class(80, 20, 100))
+    assert found == pytest.approx(Found(80, 20, nearest_is_training=80, samples=100, chance=0.2, chance_of_nearest=0.2))
     assert found.memorised.value == pytest.approx(0)
     nearest = nearest_trained(nearly(shown), trained)
     assert copy_verdict(nearest, real)[0] == COPIES and copy_verdict(nearest, real, found)[0] == TOO_FEW
-    assert "20 do of a test picture, and chance gives 20.0" in copy_verdict(nearest, real, found)[1]
+    assert "20 of them of a test picture, where chance alone gives 20.0" in copy_verdict(nearest, real, found)[1]
     many = found._replace(of_training=80 * 100, of_test=20 * 100, samples=100 * 100)
     assert copy_verdict(nearest, real, many)[0] == DOES_NOT_COPY
-    memorised = found_among(nearly(trained), trained, tested, 80)
+    memorised = found_among(nearly(trained), trained, tested, of_one_class(80, 20, 80))
     assert memorised.memorised.value == 1 and memorised.memorised.low > 0.6
     assert copy_verdict(nearest_trained(nearly(trained), trained), real, memorised)[0] == COPIES
     a_quarter = found._replace(of_training=850, of_test=150, samples=1000)
     assert a_quarter.memorised.value == pytest.approx(0.25) and copy_verdict(nearest, real, a_quarter)[0] == COPIES
 
 
+def of_one_class(train, test, samples):
+    return Origins(*(np.zeros(count, np.int64) for count in (train, test, train)), np.full(samples, -1))
+
+
+def test_a_prompt_is_no_chance_to_look_like_the_picture_that_it_describes():
+    """Half of the samples are like what their prompts say, and so like test pictures; the others are memorised."""
+    trained, test = kind(80, 8), kind(20, 9)
+    prompts, memorised = torch.arange(50) % 20, nearly(trained).pixels[:50]
+    samples = seen(np.concatenate([nearly(seen(test.pixels[prompts])).pixels, memorised]))
+    found = of_many(samples, trained, test, sources=80 + torch.arange(100) % 20).measures
+    assert found.verdict == COPIES
+    assert (found.among_test.of_training, found.among_test.of_test) == (50, 0)
+    unprompted = of_many(samples, trained, test).measures
+    assert unprompted.verdict != COPIES and unprompted.among_test.of_test == 50
+
+
+def test_chance_is_that_of_the_classes_of_samples():
+    """Of 60 classes of five, 20 have a test picture: their samples meet it three times as often as those of all."""
+    trained, tested = kind(280, 8), kind(20, 9)
+    of_trained, of_tested = np.concatenate([np.arange(20).repeat(4), 20 + np.arange(200) // 5]), np.arange(20)
+    samples = seen(np.concatenate([nearly(trained).pixels[:80], nearly(tested).pixels]))
+    origins = Origins(of_trained, of_tested, of_trained, np.full(100, -1))
+    found = found_among(samples, trained, tested, origins)
+    assert (found.of_training, found.of_test) == (80, 20)
+    assert found.chance == found.chance_of_nearest == pytest.approx(0.2)
+    assert found.memorised.value == pytest.approx(0)
+
+
+def test_of_one_test_picture_a_class_nothing_is_left_to_compare_a_prompt_with():
+    trained, test = kind(80, 8), kind(20, 9)
+    labels = torch.cat([torch.arange(80) % 20, torch.arange(20)])
+    found = of_many(nearly(trained), trained, test, labels, 80 + torch.arange(80) % 20).measures
+    assert found.verdict == COPIES and found.among_test is None
+
+
+def test_a_model_that_memorises_is_not_excused_by_real_pictures_that_look_like_copies(trained):
+    """Of many samples, and of test pictures, a fifth look like copies: but the samples of training pictures alone."""
+    real = nearest_trained(seen(np.concatenate([kind(800, 5).pixels, *[nearly(trained).pixels[:50]] * 4])), trained)
+    memorised = Found(200, 0, nearest_is_training=950, samples=1000, chance=0.1, chance_of_nearest=0.1)
+    assert copy_verdict(real, real)[0] == DOES_NOT_COPY
+    assert memorised.memorised.low > 0.1 and copy_verdict(real, real, memorised)[0] == COPIES
+    assert "0 of them of a test picture, where chance alone gives 20.0" in copy_verdict(real, real, memorised)[1]
+    by_chance = memorised._replace(of_training=180, of_test=20)
+    assert copy_verdict(real, real, by_chance)[0] == DOES_NOT_COPY
+
+
+def test_no_share_is_below_0_and_a_single_test_picture_excuses_nobody(trained, others):
+    """One test picture of 91 where chance gives 0.2 is little to go by."""
+    few = Found(90, 1, nearest_is_training=170, samples=180, chance=0.002, chance_of_nearest=0.002)
+    assert few.memorised.value == few.memorised.low == 0
+    assert copy_verdict(nearest_trained(nearly(trained), trained), others, few)[0] == TOO_FEW
+
+
 def test_where_no_sample_looks_like_a_copy_nothing_is_memorised():
-    none = Found(of_training=0, of_test=0, nearest_is_training=80, samples=100, chance=0.2)
+    none = Found(0, 0, nearest_is_training=80, samples=100, chance=0.2, chance_of_nearest=0.2)
     assert none.memorised.value == 0 and none.memorised.high < 0.04
 
 
@@ -148,7 +202,7 @@ def test_order_does_not_matter(trained):
     assert back.ratio == pytest.approx(there.ratio, abs=1e-6)
 
 
-def of_many(samples, trained, test):
+def of_many(samples, trained, test, labels=None, sources=None):
     """The measures with 20 of the training pictures searched by features, the others by thumbnails."""
     every = Compared(*(np.concatenate(parts) for parts in zip(trained, test, strict=True)))
 
@@ -161,7 +215,9 @@ def of_many(samples, trained, test):
 
     count = len(trained.pixels)
     rows = torch.arange(count + len(test.pixels))
-    return memorisation(samples, compared, small, rows[:count], rows[count:])
+    labels = torch.zeros(len(rows), dtype=torch.long) if labels is None else labels
+    sources = torch.full((len(samples.pixels),), -1) if sources is None else sources
+    return memorisation(samples, compared, small, rows[:count], rows[count:], labels, sources)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

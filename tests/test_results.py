@@ -1,8 +1,10 @@
 """Stored results are read as they were written, those of an earlier format too, and nothing else is."""
 
-from calotype.evaluation.results import EvaluationResult, Measure, SetMeasures, read_result, write_result
+from calotype.evaluation.comparison_results import ArmSurvival, Propagation, RunMeasures
+from calotype.evaluation.results import EvaluationResult, Measure, Memorisation, SetMeasures, read_result, write_result
 from calotype.files import read_json, write_json
-from calotype.report.evaluation import evaluation_lines, evaluation_section
+from calotype.report.comparison import level_plot
+from calotype.report.evaluation import duplicates, evaluation_lines, evaluation_section
 from calotype.run import Run
 
 MEASURE = {"value": 0.5, "low": 0.25, "high": 0.75}
@@ -72,3 +74,17 @@ def test_shares_of_the_judges_of_faces_are_shown(tmp_path):
 def test_measures_have_the_name_of_their_network():
     measures = SetMeasures.of((2, 3), {"fd_colour": Measure(value=1.0)})
     assert measures.stored() == {"n": [2, 3], "fd_colour": {"value": 1.0}}
+
+
+def test_near_duplicates_are_counted_among_the_evenly_spaced_pictures_alone():
+    """Pictures near samples, which are compared as well, would not be a fair part of all."""
+    found = {"verdict": "does not copy", "sentence": "none", "duplicates": MEASURE}
+    for n, shown in ((20_345, "20,000"), (345, "345")):
+        assert f"among {shown} training pictures" in duplicates(Memorisation(**found, n=(24, 24, n)))
+
+
+def test_errors_in_pixels_are_put_in_at_a_sigma():
+    arms = {"matched": ArmSurvival(value=0.5, level=0.3), "1": ArmSurvival(value=0.4, level=1.0)}
+    for kind, axis in (("pixels", "sigma of the pixels"), ("cascade", "level of augmentation")):
+        run = RunMeasures.model_construct(key="A", kind=kind, propagation=Propagation(arms=arms, points=[]))
+        assert axis in level_plot(run).code

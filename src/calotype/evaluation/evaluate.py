@@ -28,6 +28,7 @@ from calotype.evaluation.memorisation import (
     TOO_FEW,
     Compared,
     MemorisationResult,
+    Rows,
     concatenated,
     memorisation,
     mirrored_to_match,
@@ -89,6 +90,11 @@ class EvaluationRequest:
     def reference(self) -> ReferenceSet:
         return reference_set(self.store(self.pictures, "real"), self.count)
 
+    @property
+    def sources(self) -> Rows:
+        """Of each sample the row of the picture whose class and caption it has."""
+        return self.reference.chosen[torch.arange(self.count) % len(self.reference)]
+
 
 def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
     """Writes `evaluation.json` and the plates beside it into `out`; returns what the first holds.
@@ -98,8 +104,7 @@ def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
     if request.count < 1:
         raise UserError(f"count is {request.count}, but must be at least 1; try 200")
     candidate, reference, pictures, network = request.candidate, request.reference, request.pictures, request.network
-    rows = reference.chosen[torch.arange(request.count) % len(reference)]
-    labels, text = candidate.labels(pictures, rows), candidate.text(pictures, rows)
+    labels, text = candidate.labels(pictures, request.sources), candidate.text(pictures, request.sources)
     with request.bar("samples") as progress:
         request.ranks.say(lambda: [labels.tolist(), text and [text.prompts, text.negatives]])
         samples = make_samples(candidate.model, labels, text, request.seed, network, progress, request.ranks)
@@ -217,12 +222,16 @@ def memorisation_of(request: EvaluationRequest, samples: Compared) -> Memorisati
         reason = "the pictures that the run was trained on cannot be read, or have changed"
         return MemorisationResult(Memorisation(verdict=TOO_FEW, sentence=reason))
     store, size = request.store(request.trained, "trained"), request.candidate.size
+    prompted = request.candidate.text(request.pictures, request.sources) is not None
+    by_own_captions = prompted and request.pictures.content == request.trained.content
     return memorisation(
         samples,
         lambda rows, mirrored: store.compared(rows, size, mirrored),
         lambda rows: store.small(rows, size),
         request.trained.train_indices,
         request.trained.test_indices,
+        request.trained.labels,
+        request.sources if by_own_captions else torch.full((request.count,), -1),
     )
 
 

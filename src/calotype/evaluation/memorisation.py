@@ -6,7 +6,8 @@ memorize"; Carlini et al., arXiv 2301.13188, section 4), which a blurred or an a
 
 Where pictures are much alike, guided samples, which are typical of them, look like copies of one or another by chance.
 They then look like copies of held-out pictures, too, as often for each of these; a model that memorises does that for
-training pictures alone (the holdout-based share of Platzer and Reutterer, arXiv 2104.00635, section 3.2).
+training pictures alone (the holdout-based share of Platzer and Reutterer, arXiv 2104.00635, section 3.2). A prompt
+is the caption of a test picture, which its sample resembles for that reason: so it is not compared with that one.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from torch import Tensor
 
 from calotype.data.split import evenly
 from calotype.evaluation.distances import Features, Others, pairwise_distances
-from calotype.evaluation.intervals import Estimate, difference_of_shares, share_estimate
+from calotype.evaluation.intervals import Estimate, Places, difference_of_shares, share_estimate
 from calotype.evaluation.measures import as_measure
 from calotype.evaluation.results import AgainstTest, Copies, CopyVerdict, Memorisation, Nearness
-from calotype.types import Images, OtherImages
+from calotype.types import NULL_LABEL, Images, OtherImages
 
 COMPARED_SIDE, BLOCK = 32, 2
 """Pixels are compared at this side: a copy's loss of grain and sharpness does not count. A thumbnail has a feature for
@@ -124,24 +125,29 @@ def concatenated(parts: Iterable[Compared]) -> Compared:
     return Compared(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def nearest_trained(images: Compared, trained: Compared, themselves: bool = False) -> Nearest:
+def nearest_trained(
+    images: Compared, trained: Compared, themselves: bool = False, without: Places | None = None
+) -> Nearest:
     """By features, then by pixels, mirror images too; `themselves`: `images` are `trained`, without themselves.
 
-    Needs one training picture, or two where they are without themselves.
+    `without`: of each image, the place of the one in `trained` that it is not compared with; -1 for none. Needs one
+    training picture, or two where one is left out.
     """
+    without = np.arange(len(images.pixels)) if themselves else without
     starts = range(0, len(images.pixels), BLOCK_OF_ROWS)
-    parts = [_nearest(images, slice(start, start + BLOCK_OF_ROWS), trained, themselves) for start in starts]
+    parts = [_nearest(images, slice(start, start + BLOCK_OF_ROWS), trained, without) for start in starts]
     return Nearest(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _nearest(images: Compared, block: slice, trained: Compared, themselves: bool) -> Nearest:
+def _nearest(images: Compared, block: slice, trained: Compared, without: Places | None) -> Nearest:
     apart = pairwise_distances(images.features[block], trained.features)
     if images.mirrored is not None:
         apart = np.minimum(apart, pairwise_distances(images.mirrored[block], trained.features))
     rows = np.arange(len(apart))
-    if themselves:
-        apart[rows, rows + block.start] = np.inf
-    count = min(NEIGHBOURS, len(trained.pixels) - themselves)
+    if without is not None:
+        left_out = np.flatnonzero(without[block] >= 0)
+        apart[left_out, without[block][left_out]] = np.inf
+    count = min(NEIGHBOURS, len(trained.pixels) - (without is not None))
     candidates = np.argsort(apart, 1)[:, :count]
     pixels = _pixels_apart(images.pixels[block], trained.pixels, candidates)
     place = candidates[rows, pixels.argmin(1)]
@@ -169,6 +175,18 @@ def mirrored_to_match(trained: Images, images: Images) -> Images:
     return torch.where((mirrored < ahead)[:, None, None, None], trained.flip(-1), trained)
 
 
+class Origins(NamedTuple):
+    """The classes of pictures, within which the split is by chance, and the pictures whose captions are prompts."""
+
+    trained: Places
+    """Classes of the training pictures that are compared."""
+    tested: Places
+    every: Places
+    """Classes of all training pictures, also of those that are too far to be compared."""
+    sources: Places
+    """The place, among the test pictures, of the one whose caption is a sample's prompt; -1 for none of them."""
+
+
 class Found(NamedTuple):
     """Samples that look like copies, searched among training and test pictures together."""
 
@@ -177,7 +195,9 @@ class Found(NamedTuple):
     nearest_is_training: int
     samples: int
     chance: float
-    """Share of test pictures among both."""
+    """How often a picture that looks copied is a test picture by chance; `chance_of_nearest`: the nearest of any sample
+    is."""
+    chance_of_nearest: float
 
     @property
     def copies(self) -> int:
@@ -188,12 +208,12 @@ class Found(NamedTuple):
         """Share of samples that look like copies of training pictures, less what chance gives.
 
         Chance gives as many for each training picture as for each test picture. With k of n samples that look like
-        copies, a part p of these of test pictures: `k / n * (1 - p / chance)`; bounds of the interval are those of
-        both shares.
+        copies, a part p of these of test pictures: `k / n * (1 - p / chance)`, or 0 where that is less; bounds of the
+        interval are those of both shares.
         """
         share = share_estimate(self.copies, self.samples)
         of_test = share_estimate(self.of_test, self.copies) if self.copies else Estimate(self.chance, 0.0, 1.0)
-        beyond = [1 - part / self.chance for part in of_test]
+        beyond = [max(0.0, 1 - part / self.chance) for part in of_test]
         bounds = [each * part for each in share[1:] for part in beyond[1:]]
         return Estimate(share.value * beyond[0], min(bounds), max(bounds))
 
@@ -202,41 +222,63 @@ class Found(NamedTuple):
             of_training=self.of_training,
             of_test=self.of_test,
             chance=self.chance,
+            chance_of_nearest=self.chance_of_nearest,
             memorised=as_measure(self.memorised),
             nearest_is_training=as_measure(share_estimate(self.nearest_is_training, self.samples)),
         )
 
 
-def found_among(samples: Compared, trained: Compared, tested: Compared, trained_pictures: int) -> Found:
-    """`trained` are those of so many training pictures that may be near."""
-    nearest = nearest_trained(samples, beside(trained, tested))
-    copies, of_test = nearest.ratio < COPY_RATIO, nearest.place >= len(trained.pixels)
+def found_among(samples: Compared, trained: Compared, tested: Compared, origins: Origins) -> Found:
+    """By chance, the nearest picture is any of its class equally often, but for the one whose caption is the prompt."""
+    sources, before = origins.sources, len(trained.pixels)
+    nearest = nearest_trained(
+        samples, beside(trained, tested), without=np.where(sources >= 0, before + sources, sources)
+    )
+    copies, of_test = nearest.ratio < COPY_RATIO, nearest.place >= before
+    classes = np.concatenate([origins.trained, origins.tested])[nearest.place]
+    train, test = (class_sizes(each, classes) for each in (origins.every, origins.tested))
+    others = test - ((sources >= 0) & (origins.tested[sources] == classes))
+    chance = others / (train + others)
     return Found(
         of_training=int((copies & ~of_test).sum()),
         of_test=int((copies & of_test).sum()),
         nearest_is_training=int((~of_test).sum()),
         samples=len(of_test),
-        chance=len(tested.pixels) / (trained_pictures + len(tested.pixels)),
+        chance=float(chance[copies].mean() if copies.any() else chance.mean()),
+        chance_of_nearest=float(chance.mean()),
     )
+
+
+def class_sizes(labels: Places, classes: Int[np.ndarray, " some"]) -> Int[np.ndarray, " some"]:
+    """How many pictures there are of each of these classes."""
+    return np.bincount(labels - NULL_LABEL, minlength=int(classes.max()) - NULL_LABEL + 1)[classes - NULL_LABEL]
 
 
 def copy_verdict(samples: Nearest, real: Nearest, found: Found | None = None) -> tuple[CopyVerdict, str]:
     """Whether samples are copies, and a sentence; `real`: held-out pictures, or training pictures among the others.
 
     A model copies if more samples than real pictures look like copies of training pictures, and chance, as seen in test
-    pictures that look copied as well, does not explain it.
+    pictures that look copied as well, does not explain it; or if more than `TOLERATED` is beyond chance, also where
+    real pictures look like copies as often.
     """
     more = difference_of_shares(samples.share_of_copies, real.share_of_copies)
     ours, theirs = (f"{each.copies:,} of {len(each.ratio):,}" for each in (samples, real))
     sentence = f"{ours} samples and {theirs} real pictures look like copies of a training picture"
-    enough, explained, low = len(samples.ratio) >= FEWEST_FOR_A_SHARE, False, more.high
-    if found is not None and found.of_test:
-        explained, low = found.memorised.low <= 0, min(low, found.memorised.high)
+    enough, explained, beyond, low = len(samples.ratio) >= FEWEST_FOR_A_SHARE, False, False, more.high
+    if found is not None and found.copies:
+        beyond = found.memorised.low > TOLERATED
         sentence += (
-            f"; of {found.copies:,} samples that look like copies of a training or test picture, {found.of_test:,} do "
-            f"of a test picture, and chance gives {found.chance * found.copies:.1f}"
+            f"; searched among test pictures as well, which training has not seen, {found.copies:,} samples look like "
+            f"copies, {found.of_test:,} of them of a test picture, where chance alone gives "
+            f"{found.chance * found.copies:.1f}"
         )
-    if enough and more.low > 0 and not explained:
+    if found is not None and found.of_test:
+        explained = found.memorised.low <= 0
+        if (
+            found.chance * found.copies >= 1
+        ):  # Wilson's bound of a single test picture is too high where less is expected
+            low = min(low, found.memorised.high)
+    if enough and (beyond or (more.low > 0 and not explained)):
         return COPIES, sentence
     if enough and low <= TOLERATED:
         return DOES_NOT_COPY, sentence
@@ -259,8 +301,12 @@ def memorisation(
     small: Callable[[Rows], Iterable[SmallPixels]],
     train: Rows,
     test: Rows,
+    labels: Int[Tensor, " pictures"],
+    sources: Rows,
 ) -> MemorisationResult:
     """`compared` gives the pictures of these rows, with their mirror images or without; `small` their pixels, in parts.
+
+    `labels` are the classes of all pictures, `sources` the rows whose captions are the samples' prompts: -1 for none.
 
     Of more than `MOST_SEARCHED` training pictures, those that a thumbnail tells to be near a sample or a test picture
     are compared, too: a copy of any of them is found, and samples and test pictures are treated alike.
@@ -283,7 +329,11 @@ def memorisation(
                 trained, rows = beside(trained, compared(more, False)), torch.cat([rows, more])
             note = f"all {len(train):,} training pictures were searched by thumbnails, and {len(rows):,} by features"
         real = nearest_trained(tested, trained)
-        found = found_among(samples, trained, compared(evenly(test, MOST_SEARCHED), False), len(train))
+        others = evenly(test, MOST_SEARCHED)
+        of_rows, of_others, every = (labels[each].numpy() for each in (rows, others, train))
+        origins = Origins(of_rows, of_others, every, places_among(sources, others))
+        found = found_among(samples, trained, compared(others, False), origins)
+        found = found if found.chance else None  # of one test picture a class nothing is left to compare with
     of_samples = nearest_trained(samples, trained)
     verdict, sentence = copy_verdict(of_samples, real, found)
     measures = Memorisation(
@@ -299,6 +349,12 @@ def memorisation(
     )
     likest = np.argsort(of_samples.ratio)[:SHOWN_PAIRS]
     return MemorisationResult(measures, [(int(index), int(rows[of_samples.place[index]])) for index in likest])
+
+
+def places_among(rows: Rows, others: Int[Tensor, " others"]) -> Places:
+    """Where each row is among the others; -1 for one that is not."""
+    place_of = {row: place for place, row in enumerate(others.tolist())}
+    return np.array([place_of.get(row, -1) for row in rows.tolist()], np.int64)
 
 
 def beside(some: Compared, others: Compared) -> Compared:

@@ -126,6 +126,8 @@ class AgainstTest(Schema):
     of_test: int
     """Samples that look like copies of training and of test pictures."""
     chance: float
+    """How often a picture that looks copied is a test picture by chance; `chance_of_nearest`: the nearest is."""
+    chance_of_nearest: float
     memorised: Measure
     nearest_is_training: Measure
 

@@ -169,7 +169,7 @@ def survival_lines(
 
 def level_plot(run: RunMeasures) -> Html:
     points = sorted({arm.level: arm.estimate.value for arm in run.propagation.arms.values()}.items())
-    x = "sigma of the latents" if run.kind == "latent" else "level of augmentation"
+    x = {"latent": "sigma of the latents", "pixels": "sigma of the pixels"}.get(run.kind, "level of augmentation")
     note = f"All errors at strength {run.propagation.strength:g}."
     return plot(f"{name_of(run)}, by level", "survival", [Series(run.key, points, marked=True)], x, note)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from calotype.evaluation.memorisation import MOST_SEARCHED
 from calotype.evaluation.results import (
     EVALUATION_FILE,
     PAIRS_FILE,
@@ -176,7 +177,7 @@ def copies_table(result: Memorisation) -> Iterator[Html | None]:
             f"Share of samples that look like copies of training pictures beyond chance: "
             f"{interval(both.memorised, '%')}. Chance is how often samples look like copies of test pictures, which "
             f"training has not seen. For {interval(both.nearest_is_training, '%')} of the samples the nearest of all "
-            f"training and test pictures is a training picture; by chance {1 - both.chance:.1%}."
+            f"training and test pictures is a training picture; by chance {1 - both.chance_of_nearest:.1%}."
         )
 
 
@@ -184,7 +185,8 @@ def duplicates(result: Memorisation) -> str:
     """Inside the training set."""
     if result.duplicates is None or result.n is None:
         return ""
-    return f"Near-duplicates among {count(result.n[2])} training pictures: {interval(result.duplicates, '%')}."
+    searched = min(result.n[2], MOST_SEARCHED)  # the others are those near samples
+    return f"Near-duplicates among {count(searched)} training pictures: {interval(result.duplicates, '%')}."
 
 
 def alignment_table(run: Run, aligned: Alignment) -> Iterator[Html | None]:
