@@ -19,7 +19,7 @@ import sys
 import unicodedata
 import zlib
 from collections import deque
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +106,7 @@ class Bundle:
             fresh = (drawn("fresh", step) for step in range(1 << 30))
             noisy = clean + np.float32(sigmas[0]) * drawn("start")
             states = SAMPLERS[stage["sampling"]["sampler"]](denoise, noisy, sigmas, fresh)
-            noisy = deque(states, maxlen=1).pop()
+            noisy = deque(chain([noisy], states), maxlen=1).pop()  # without steps where all are below `until`
             images = noisy if until else self.decode(stage, noisy)
         return images
 
@@ -144,7 +144,7 @@ class Bundle:
     def guided(self, stage, given, without, same, negative):
         """The denoiser, a function of noisy latents and sigma, guided as the stage's `sampling` says."""
         settings = stage["sampling"]
-        scale = settings["guidance"]
+        scale, nothing = settings["guidance"], {**without, **self.text(stage, [""] * len(without["label"]))}
 
         def network(noisy, sigma, condition):
             values = {**condition, "noisy": noisy, "sigma": np.full(len(noisy), sigma, np.float32)}
@@ -156,12 +156,12 @@ class Bundle:
             values = {**condition, "noisy": noisy, "sigma": np.full(len(noisy), sigma, np.float32)}
             return self.run(stage, "prior", values)["mean"]
 
-        def by_prior(noisy, sigma, condition, same):
+        def by_prior(noisy, sigma, condition, other):
             estimate, mean = network(noisy, sigma, condition)
             ramp = (np.log(sigma / deviation(stage, condition)) / RAMP).clip(-1, 1)
             guided = mean + (1 + (scale - 1) * (1 + settings["guidance_slope"] * ramp)) * (estimate - mean)
-            if settings["prior_guidance"] and not same:
-                guided = guided + settings["prior_guidance"] * (mean - prior_estimate(noisy, sigma, without))
+            if settings["prior_guidance"] and other is not None:
+                guided = guided + settings["prior_guidance"] * (mean - prior_estimate(noisy, sigma, other))
             return guided.astype(np.float32)
 
         def denoise(noisy, sigma):
@@ -172,10 +172,10 @@ class Bundle:
             if by_network:
                 weak = network(noisy, sigma, without)[0]
                 return weak + np.float32(scale) * (network(noisy, sigma, given)[0] - weak)
-            strong = by_prior(noisy, sigma, given, same)
+            strong = by_prior(noisy, sigma, given, None if same else without)
             if not negative:
                 return strong
-            weak = by_prior(noisy, sigma, without, True)
+            weak = by_prior(noisy, sigma, without, nothing)
             return weak + np.float32(NEGATIVE_SCALE) * (strong - weak)
 
         return denoise
