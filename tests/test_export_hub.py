@@ -100,6 +100,19 @@ def test_the_real_package_uploads_the_files_and_the_tags_of_the_card(finished, m
     assert "pipeline_tag: unconditional-image-generation" in front and "- latent-diffusion" in front
 
 
+@pytest.mark.parametrize("name, message", [
+    ("me/faces", "the hub cannot be reached .*check the connection"),
+    ("me--you/faces", "the hub refused me--you/faces"), ("me/faces.git", "the hub refused me/faces.git"),
+])  # fmt: skip
+def test_the_real_package_without_a_hub_is_one_line(name, message, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setenv("HF_TOKEN", "hf_nobody")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=message) as error:
+        push_folder(PushOptions(GOLDEN / "labels", name), Keeper())
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("public", [False, True])
 def test_a_whole_model_is_uploaded_private_unless_asked(hub, public):
     keeper = Keeper()

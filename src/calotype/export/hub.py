@@ -14,7 +14,7 @@ def push(folder: Path, name: str, private: bool = True) -> str:
     """Uploads a model's folder, or an exported one, to the repository `name`, and returns its address.
 
     The repository is made where there is none. Raises `UserError` where the package is missing, the folder is damaged,
-    or the hub refuses.
+    the hub refuses, or it cannot be reached.
     """
     require_packages("huggingface_hub", extra="hub")
     from huggingface_hub import HfApi
@@ -30,6 +30,9 @@ def push(folder: Path, name: str, private: bool = True) -> str:
         hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload from Calotype")
     except LocalTokenNotFoundError:
         raise UserError("the hub does not know you; try: hf auth login") from None
-    except HfHubHTTPError as error:
+    except (HfHubHTTPError, ValueError) as error:  # also a name that breaks its rules
         raise UserError(f"the hub refused {name}: {str(error).splitlines()[0]:.200}") from None
+    except Exception as error:  # of the HTTP client that the package uses: requests, httpx
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"the hub cannot be reached ({reason:.200}); check the connection, and try again") from None
     return str(address)
