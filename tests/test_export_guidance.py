@@ -8,12 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from exporting import LEVEL, bundle_in_torch, golden, ours, script_alone
+from exporting import LEVEL, bundle_in_torch, golden, ours, random_model, script_alone
 from PIL import Image
+from small import CASCADE
 
 from calotype.export.bundle import STANDALONE
 from calotype.export.check import between
+from calotype.nets.frozen import FrozenEncoder
 from calotype.priors.captions import CaptionedMixture, buckets
+from calotype.tables import merge
 from calotype.types import Text
 
 NODE = shutil.which("node")
@@ -52,6 +55,21 @@ def test_variations_in_a_truncated_cascade_are_ours(strength):
     theirs = bundle_in_torch(model).sample([-1, -1], seed=3, picture=np.asarray(picture), strength=strength)
     made = np.stack([np.asarray(each, int) for each in model.redraw(picture, strength, seed=3, count=2)])
     assert np.abs(theirs.astype(int) - made).max() <= 1
+
+
+def test_long_prompts_are_truncated_where_the_frozen_encoder_truncates_them(tmp_path):
+    """It may have fewer positions than the recipe asks for tokens."""
+    pytest.importorskip("tokenizers")
+    from encoders import small_encoder
+
+    text = {"text": {"kind": "folder", "path": str(tmp_path), "words": 64}}
+    model = random_model(merge(CASCADE, {"denoiser": text}), frozen=FrozenEncoder(small_encoder(tmp_path, most=12)))
+    bundle, prompt = bundle_in_torch(model), "a red cat on the sofa " * 10
+    bundle.folder = tmp_path
+    encoded = model.text_encoder([prompt])
+    words, pooled = bundle.encode(bundle.stages[0], prompt)
+    assert words.shape[0] == 12 and np.abs(words - encoded.context[0].numpy()).max() < 2e-3
+    assert np.abs(pooled - encoded.pooled[0].numpy()).max() < 2e-3
 
 
 RUN = """
