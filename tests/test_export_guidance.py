@@ -1,9 +1,14 @@
 """Guidance and starts of sample.py and of the page, with the modules in the place of the graphs: no onnxruntime."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
+import sys
+import unicodedata
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +21,12 @@ from calotype.export.bundle import STANDALONE
 from calotype.export.check import between
 from calotype.nets.frozen import FrozenEncoder
 from calotype.priors.captions import CaptionedMixture, buckets
+from calotype.serve import api
+from calotype.serve.requests import Generation
 from calotype.tables import merge
 from calotype.types import Text
 
+ROOT = Path(__file__).resolve().parents[1]
 NODE = shutil.which("node")
 LABELS, PROMPTS = [-1, 0, -1, 1], ["red hair", "a man", "", "glasses"]
 
@@ -70,6 +78,50 @@ def test_long_prompts_are_truncated_where_the_frozen_encoder_truncates_them(tmp_
     words, pooled = bundle.encode(bundle.stages[0], prompt)
     assert words.shape[0] == 12 and np.abs(words - encoded.context[0].numpy()).max() < 2e-3
     assert np.abs(pooled - encoded.pooled[0].numpy()).max() < 2e-3
+
+
+def test_labels_are_found_in_any_normal_form(tmp_path, monkeypatch):
+    """Folders of macOS have form D, and keyboards write form C."""
+    script, name = script_alone(), "Hà Nội"
+    model = replace(golden("labels"), classes=("other", unicodedata.normalize("NFD", name)))
+    bundle = bundle_in_torch(model)
+    monkeypatch.setattr(script, "Bundle", lambda: bundle)
+    for label, file in ((name, "composed.png"), (model.classes[1], "decomposed.png")):
+        monkeypatch.setattr(sys, "argv", ["sample.py", "--count", "1", "--label", label, "--out", str(tmp_path / file)])
+        script.main()
+    made = [np.asarray(Image.open(tmp_path / file), int) for file in ("composed.png", "decomposed.png")]
+    assert np.array_equal(*made) and np.abs(made[0] - np.asarray(model.sample(1, name)[0], int)).max() <= 1
+
+
+def test_the_node_of_comfyui_finds_a_label_in_any_normal_form(monkeypatch):
+    place, name = ROOT / "contrib" / "comfyui", unicodedata.normalize("NFD", "Hà Nội")
+    spec = importlib.util.spec_from_file_location("node_alone", place / "__init__.py", submodule_search_locations=[])
+    monkeypatch.setitem(sys.modules, "node_alone.sample", script_alone())
+    monkeypatch.setitem(sys.modules, "node_alone", module := importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(module)
+    module.OPENED["folder"] = bundle_in_torch(model := replace(golden("labels"), classes=("other", name)))
+    (images,) = module.CalotypeSample().sample("folder", "Hà Nội", "", "", 1, 0, -1.0)
+    assert np.abs(images[0].numpy() * 255 - np.asarray(model.sample(1, name)[0])).max() < 1.01
+
+
+def test_the_pipeline_finds_a_label_in_any_normal_form():
+    pytest.importorskip("diffusers")
+    from calotype.export.standalone.pipeline import CalotypePipeline
+
+    drawn, config = [], SimpleNamespace(text=None)
+    images = lambda labels, *others: drawn.append(labels) or torch.zeros(len(labels), 3, 1, 1)  # noqa: E731
+    stages = SimpleNamespace(dtype=torch.float32, config=config, images=images)
+    pipeline = SimpleNamespace(classes=["other", unicodedata.normalize("NFD", "Hà Nội")], stages=stages, vae=None)
+    CalotypePipeline.__call__(pipeline, label="Hà Nội", num_images=2)
+    assert drawn == [[1, 1]]
+
+
+def test_the_api_finds_a_label_in_any_normal_form(tmp_path, monkeypatch):
+    name = "Hà Nội"
+    state = SimpleNamespace(classes=[unicodedata.normalize("NFD", name)])
+    monkeypatch.setattr(api, "Run", SimpleNamespace(open=lambda folder: SimpleNamespace(state=state)))
+    asked = Generation(model="m", prompt=name, seed=1)
+    assert api.sampling_fields(asked, tmp_path, 1, "auto") == {"count": 1, "seed": 1, "label": name}
 
 
 RUN = """

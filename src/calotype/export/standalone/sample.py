@@ -201,9 +201,8 @@ class Bundle:
         """Words (word, width) and the pooled text (width,); an empty text has no words."""
         key, about = (stage["size"], text), self.about["text"]
         if not text:
-            return np.zeros((1, about["width"][str(stage["size"])]), "f4"), np.zeros(
-                about["width"][str(stage["size"])], "f4"
-            )
+            width = about["width"][str(stage["size"])]
+            return np.zeros((1, width), "f4"), np.zeros(width, "f4")
         if key not in self.texts:
             read = letters_of if about["kind"] == "bytes" else self.tokens
             encoded = self.run(stage, "text", {"tokens": read(text, about["words"])[None]})
@@ -375,7 +374,9 @@ def main():
     classes, prompt, negative = bundle.classes, cleaned(options.prompt), cleaned(options.negative)
     if options.count < 1:
         parser.error(f"--count is {options.count}, but must be at least 1")
-    if options.label is not None and options.label not in classes:
+    forms = {normalized(name): name for name in classes} | {name: name for name in classes}  # of Unicode
+    label = options.label and forms.get(options.label, forms.get(normalized(options.label)))
+    if options.label is not None and label not in classes:
         known = f"this model knows {', '.join(classes)}" if classes else "this model has no classes"
         parser.error(f"--label {options.label} is unknown; {known}")
     if (prompt or negative) and bundle.about["text"] is None:
@@ -389,7 +390,7 @@ def main():
     if options.guidance is not None:
         bundle.stages[0]["sampling"]["guidance"] = options.guidance
     in_turn = [index % len(classes) if classes and not prompt else NULL_LABEL for index in range(options.count)]
-    labels = in_turn if options.label is None else [classes.index(options.label)] * options.count
+    labels = in_turn if options.label is None else [classes.index(label)] * options.count
     texts = ([text] * options.count for text in (prompt, negative))
     Path(options.out).write_bytes(png(grid(bundle.sample(labels, *texts, options.seed))))
     print(f"{options.count} picture{'s' * (options.count > 1)} in {options.out}")
