@@ -39,9 +39,8 @@ def write_vocabulary(folder: Path) -> Path:
 def small_encoder(folder: Path, most: int = 12) -> PretrainedEncoder:
     torch.manual_seed(3)
     network = Bert(len(WORDS), PLACES, WIDTH, 1, 2).eval().requires_grad_(False)
-    return PretrainedEncoder(
-        open_tokenizer(write_vocabulary(folder), most, len(WORDS)), network, WIDTH, f"small {most}"
-    )
+    tokenize = open_tokenizer(write_vocabulary(folder), most, len(WORDS))
+    return PretrainedEncoder(tokenize, network, WIDTH, most, f"small {most}")
 
 
 def write_encoder(folder: Path, kind: str = "bert", seed: int = 0) -> Path:

@@ -1,16 +1,21 @@
 """Models to export: those of version 0.1.0, and others with random weights, which take no training."""
 
 import importlib.util
+import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from small import CPU
 
 from calotype.build import build_enlarger, build_space, build_stage
 from calotype.diffusion.stage import generate
-from calotype.export.bundle import in_float32
+from calotype.export.bundle import STANDALONE, in_float32, settings_of_bundle
+from calotype.export.graphs import stage_graphs
 from calotype.model import Model, load
 from calotype.priors.clusters import components_of, mixture_of
 from calotype.priors.patches import PatchPrior
@@ -67,3 +72,36 @@ def ours(model, labels, text=None, seed=0):
     """Images in [-1, 1]."""
     rngs = model.rngs(len(labels), seed)
     return generate(model.stages, torch.tensor(labels), model.samplings, rngs, text=text).numpy()
+
+
+@cache
+def script_alone():
+    """`sample.py` as a module of its own, also where onnxruntime is not installed: then it opens no graph."""
+    spec = importlib.util.spec_from_file_location("sample_alone", STANDALONE / "sample.py")
+    module, runtime = importlib.util.module_from_spec(spec), ModuleType("onnxruntime")
+    runtime.SessionOptions = SimpleNamespace
+    with pytest.MonkeyPatch.context() as patch:
+        if not importlib.util.find_spec("onnxruntime"):
+            patch.setitem(sys.modules, "onnxruntime", runtime)
+        spec.loader.exec_module(module)
+    return module
+
+
+def bundle_in_torch(model):
+    """The bundle of a model, whose graphs are the modules that `--to onnx` would export."""
+    named = [stage_graphs(stage) for stage in model.stages]
+    graphs = {stage.image_size: graphs for stage, graphs in zip(model.stages, named, strict=True)}
+
+    class InTorch(script_alone().Bundle):
+        def __init__(self):
+            self.about, self.texts = settings_of_bundle(model, named), {}
+            self.classes, self.stages, self.size = self.about["classes"], self.about["stages"], self.about["size"]
+
+        @torch.no_grad()
+        def run(self, stage, graph, values):
+            module, inputs, outputs = graphs[stage["size"]][graph]
+            made = module(**{name: torch.from_numpy(np.ascontiguousarray(values[name])) for name in inputs})
+            made = [made] if isinstance(made, torch.Tensor) else made
+            return {name: value.numpy() for name, value in zip(outputs, made, strict=True)}
+
+    return InTorch()

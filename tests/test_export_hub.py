@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import sys
 import threading
 import types
@@ -46,7 +47,7 @@ def hub(monkeypatch):
             asked.append((name, private, exist_ok))
             return f"https://hub/{name}"
 
-        def upload_folder(self, repo_id, folder_path, commit_message):
+        def upload_folder(self, repo_id, folder_path, commit_message, allow_patterns):
             asked.append((repo_id, folder_path))
 
     hub.HfApi, errors.HfHubHTTPError, errors.LocalTokenNotFoundError = HfApi, RefusedError, NoTokenError
@@ -98,6 +99,40 @@ def test_the_real_package_uploads_the_files_and_the_tags_of_the_card(finished, m
     assert files == {file.name: file.read_bytes() for file in (finished / "model").iterdir()}
     front = files["README.md"].decode().split("---")[1]
     assert "pipeline_tag: unconditional-image-generation" in front and "- latent-diffusion" in front
+
+
+def test_what_was_put_into_a_folder_is_not_uploaded(tmp_path, monkeypatch):
+    """The text encoder of a model has its own licence; the samples of a script may be private."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setenv("HF_TOKEN", "hf_nobody")
+    folder = shutil.copytree(GOLDEN / "labels", tmp_path / "model")
+    for name in (
+        "encoder/model.safetensors",
+        "grid.png",
+        "__pycache__/sample.cpython-311.pyc",
+        "README.md",
+        "samples.png",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"mine")
+    with hub_server() as (address, asked):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        push_folder(PushOptions(folder, "me/faces"), Keeper())
+    sent = {line["value"]["path"] for line in asked["/api/models/me/faces/commit/main"] if line["key"] == "file"}
+    assert sent == {*(file.name for file in (GOLDEN / "labels").iterdir()), "README.md", "samples.png"}
+
+
+@pytest.mark.parametrize("name, message", [
+    ("me/faces", "the hub cannot be reached .*check the connection"),
+    ("me--you/faces", "the hub refused me--you/faces"), ("me/faces.git", "the hub refused me/faces.git"),
+])  # fmt: skip
+def test_the_real_package_without_a_hub_is_one_line(name, message, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setenv("HF_TOKEN", "hf_nobody")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=message) as error:
+        push_folder(PushOptions(GOLDEN / "labels", name), Keeper())
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("public", [False, True])

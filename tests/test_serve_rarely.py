@@ -1,6 +1,7 @@
 """What happens rarely on a server: pictures that go while they are downloaded, long lines, many uploads at once."""
 
 import asyncio
+import errno
 import io
 import sys
 import zipfile
@@ -15,6 +16,16 @@ from calotype.serve import sampling, uploading
 from calotype.serve.gallery import Gallery
 from calotype.serve.sampling import Job, Queue, SamplingProcess
 from calotype.serve.server import devices_of
+
+WORKER = """
+import sys
+from calotype.serve.wire import packed, unpack
+sys.stdout.buffer.write(packed({"ready": True}))
+sys.stdout.flush()
+while message := unpack(sys.stdin.buffer):
+    sys.stdout.buffer.write(packed({"job": message[0]["job"], "end": "finished"}))
+    sys.stdout.flush()
+"""
 
 
 def test_a_picture_that_is_removed_meanwhile_is_left_out_of_the_archive(tmp_path, monkeypatch):
@@ -39,6 +50,27 @@ def test_a_line_of_any_length_is_read_from_a_process():
         return list(process.words)
 
     assert asyncio.run(listen()) == ["before", "after"]
+
+
+def test_sampling_goes_on_after_the_system_has_refused_a_process(tmp_path, monkeypatch):
+    """As while too many files are open, or memory is short."""
+    start, refused = asyncio.create_subprocess_exec, []
+
+    async def refusing(*arguments, **options):
+        if len(refused) < 2:
+            refused.append(OSError(errno.EMFILE, "Too many open files"))
+            raise refused[-1]
+        return await start(sys.executable, "-c", WORKER, **options)
+
+    async def sampled():
+        monkeypatch.setattr(sampling, "RETRY_SECONDS", 0.01)
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", refusing)
+        async with Queue(["cpu"]).serving() as queue:
+            job = await queue.put(Job("sample", tmp_path, {}))
+            await asyncio.wait_for(job.wait(), 30)
+            return job.state
+
+    assert asyncio.run(sampled()) == "finished" and len(refused) == 2
 
 
 def test_pictures_on_their_way_into_a_gallery_are_not_forgotten(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ The node runs that `sample.py`, and reads only data from the folders of models.
 import numpy as np
 import torch
 
-from .sample import NULL_LABEL, Bundle, cleaned
+from .sample import NULL_LABEL, Bundle, cleaned, normalized
 
 OPENED = {}
 
@@ -45,6 +45,8 @@ class CalotypeSample:
         if not folder:
             raise ValueError("folder is empty; give the folder that calotype export --to onnx has written")
         model = opened(folder)
+        if label not in model.classes:  # perhaps in another normal form of Unicode
+            label = {normalized(name): name for name in model.classes}.get(normalized(label), label)
         if label and label not in model.classes:
             raise ValueError(f"label {label!r} is unknown; this model knows {', '.join(model.classes) or 'none'}")
         if (prompt or negative) and model.about["text"] is None:

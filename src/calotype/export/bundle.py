@@ -197,10 +197,11 @@ def text_settings(model: Model) -> dict[str, Any] | None:
         return None
     text = model.recipe.denoiser.text
     assert text.kind != "none"
-    kind = "tokenizer" if isinstance(encoder, ProjectedEncoder) else "bytes"
+    frozen = encoder.frozen.pretrained if isinstance(encoder, ProjectedEncoder) else None
+    kind, words = ("bytes", text.words) if frozen is None else ("tokenizer", frozen.most)
     encoders = {stage.image_size: encoder_of(stage) for stage in model.stages}
     widths = {str(size): each.width for size, each in encoders.items() if each is not None}
-    return {"kind": kind, "words": text.words, "width": widths}
+    return {"kind": kind, "words": words, "width": widths}
 
 
 def copy_tokenizer(model: Model, path: Path) -> None:

@@ -62,7 +62,7 @@ def open_minilm(config: MiniLmConfig) -> PretrainedEncoder:
     network.load_state_dict({ours: weights[bert_name(ours)] for ours in network.state_dict()}, assign=True)
     tokenize = open_tokenizer(folder / TOKENIZER, config.words, MINILM_SIZES["vocabulary"])
     digest = f"{WEIGHTS_SHA256} {VOCABULARY_SHA256} {config.words}"
-    return PretrainedEncoder(tokenize, network.eval().requires_grad_(False), network.width, digest)
+    return PretrainedEncoder(tokenize, network.eval().requires_grad_(False), network.width, config.words, digest)
 
 
 def bert_name(ours: str) -> str:

@@ -74,7 +74,7 @@ def open_encoder(config: FolderConfig) -> PretrainedEncoder:
     most = min(config.words, getattr(theirs, "max_position_embeddings", config.words + spare) - spare)
     tokenize = open_tokenizer(folder / TOKENIZER, most, theirs.vocab_size)
     encoder = TransformersEncoder(network).eval().requires_grad_(False)
-    return PretrainedEncoder(tokenize, encoder, theirs.hidden_size, f"{digest} {most}")
+    return PretrainedEncoder(tokenize, encoder, theirs.hidden_size, most, f"{digest} {most}")
 
 
 def digest_of(folder: Path) -> str:

@@ -67,6 +67,8 @@ class PretrainedEncoder:
     network: nn.Module
     """From tokens (text, token) to `Encoding`."""
     width: int
+    most: int
+    """Tokens of a text; longer texts are truncated."""
     digest: str
     """Hash of all files that its encodings depend on."""
 

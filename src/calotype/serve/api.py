@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from calotype.data.listing import normal_form
 from calotype.run import Run
 from calotype.serve.answers import RefusedRequest, json_response
 from calotype.serve.library import Library
@@ -85,8 +86,8 @@ def sampling_fields(asked: Any, folder: Path, count: int, size: str) -> dict[str
     """As `serve.worker` takes them. Raises `RefusedRequest` for a size that cannot be."""
     about = asked.model_dump(include={"label", "negative", "steps", "guidance", "strength"}, exclude_none=True)
     about |= {"count": count, "seed": secrets.randbelow(2**31) if asked.seed is None else asked.seed, **sides(size)}
-    classes = Run.open(folder).state.classes
-    if asked.prompt and asked.prompt in classes and "label" not in about:  # clients know no labels
+    classes = {normal_form(name) for name in Run.open(folder).state.classes}
+    if asked.prompt and normal_form(asked.prompt) in classes and "label" not in about:  # clients know no labels
         return {**about, "label": asked.prompt}
     return {**about, "prompt": asked.prompt} if asked.prompt else about
 

@@ -227,11 +227,14 @@ class SamplingProcess:
         return self.alive
 
     async def _start(self) -> asyncio.subprocess.Process | None:
-        """A process that has imported all it needs; None where it has died meanwhile."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "calotype.serve.worker", self.device, stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=os.name != "nt",
-        )  # fmt: skip
+        """A process that has imported all it needs; None where it has died meanwhile, or the system gives none."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "calotype.serve.worker", self.device, stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=os.name != "nt",
+            )  # fmt: skip
+        except OSError:  # too many processes or open files, or no memory: for a while, perhaps
+            return None
         self.readers.add(reader := asyncio.create_task(self._listen(process)))
         reader.add_done_callback(self.readers.discard)
         try:

@@ -18,7 +18,7 @@ from calotype.export.hub import push
 from calotype.export.web import export_web
 from calotype.files import read_manifest
 from calotype.model import load
-from calotype.report.card import CARD
+from calotype.report.card import CARD, SAMPLES_PICTURE
 from calotype.types import UserError
 
 
@@ -61,6 +61,6 @@ def push_folder(options: PushOptions, console: Console) -> str:
     model = options.folder / "model"
     folder = model if (model / "model.json").is_file() else options.folder
     with console.bar("upload"):
-        address = push(folder, options.repository, not options.public)
+        address = push(folder, options.repository, not options.public, beside=(CARD, SAMPLES_PICTURE))
     console.say(f"{folder} is at {address}")
     return address

@@ -39,7 +39,8 @@ export class Model {
       const given = { label: labels(label), ...(await this.text(stage, prompt)), ...known };
       const without = { label: labels(NULL_LABEL), ...(await this.text(stage, negative)), ...known };
       const same = label === NULL_LABEL && prompt === negative;
-      const guided = this.guided(stage, sampling, given, without, same, negative !== "");
+      const nothing = { ...without, ...(await this.text(stage, "")) };
+      const guided = this.guided(stage, sampling, given, without, nothing, same, negative !== "");
       const denoise = epsilonScaled(guided, sampling.epsilon_scaling, deviationOf(stage, known));
       const sigmas = [...stage.sigmas.filter((sigma) => sigma > stage.until), stage.until];
       const dims = [1, ...stage.shape];
@@ -69,27 +70,27 @@ export class Model {
     return { ...known, augmentation };
   }
 
-  guided(stage, sampling, given, without, same, hasNegative) {
+  guided(stage, sampling, given, without, nothing, same, hasNegative) {
     const network = async (noisy, sigma, condition) => {
       const values = { ...condition, noisy, sigma: floats([sigma], [1]) };
       if (stage.graphs.prior) Object.assign(values, await this.run(stage, "prior", values));
       return [(await this.run(stage, "denoiser", values)).denoised.data, values.mean?.data];
     };
-    const byPrior = async (noisy, sigma, condition, alike) => {
+    const byPrior = async (noisy, sigma, condition, apart) => {
       const [estimate, mean] = await network(noisy, sigma, condition);
       const ramp = Math.min(1, Math.max(-1, Math.log(sigma / deviationOf(stage, condition)) / RAMP));
       const scale = 1 + (sampling.guidance - 1) * (1 + sampling.guidance_slope * ramp);
-      const shift = alike ? 0 : sampling.prior_guidance;
-      const other = shift ? (await this.run(stage, "prior", { ...without, noisy, sigma: floats([sigma], [1]) })).mean.data : mean;
+      const shift = apart ? sampling.prior_guidance : 0;
+      const other = shift ? (await this.run(stage, "prior", { ...apart, noisy, sigma: floats([sigma], [1]) })).mean.data : mean;
       return mean.map((weak, at) => weak + scale * (estimate[at] - weak) + shift * (weak - other[at]));
     };
     return async (noisy, sigma) => {
       const inside = sampling.guidance_low < sigma && sigma <= sampling.guidance_high;
       const byNetwork = sampling.guide !== "prior";
       if (sampling.guidance === 1 || !inside || (byNetwork && same)) return (await network(noisy, sigma, given))[0];
-      const strong = byNetwork ? (await network(noisy, sigma, given))[0] : await byPrior(noisy, sigma, given, same);
+      const strong = byNetwork ? (await network(noisy, sigma, given))[0] : await byPrior(noisy, sigma, given, same ? null : without);
       if (!byNetwork && !hasNegative) return strong;
-      const weak = byNetwork ? (await network(noisy, sigma, without))[0] : await byPrior(noisy, sigma, without, true);
+      const weak = byNetwork ? (await network(noisy, sigma, without))[0] : await byPrior(noisy, sigma, without, nothing);
       const scale = byNetwork ? sampling.guidance : NEGATIVE_SCALE;
       return weak.map((value, at) => value + scale * (strong[at] - value));
     };

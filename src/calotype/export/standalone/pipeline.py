@@ -1,5 +1,7 @@
 """A model that Calotype has trained, as a pipeline of diffusers; see README.md."""
 
+import unicodedata
+
 import numpy as np
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
@@ -26,6 +28,9 @@ class CalotypePipeline(DiffusionPipeline):
         guidance_scale=None, sampler=None, output_type="pil", return_dict=True,
     ):  # fmt: skip
         """`label` is one of `classes`; without it and without a prompt, each is drawn in turn. Raises `ValueError`."""
+        forms = {unicodedata.normalize("NFC", name): name for name in self.classes}
+        if label is not None and label not in self.classes:
+            label = forms.get(unicodedata.normalize("NFC", label), label)
         if label is not None and label not in self.classes:
             raise ValueError(f"label {label!r} is unknown; this model knows {', '.join(self.classes) or 'none'}")
         if not isinstance(prompt, str | None) or not isinstance(negative_prompt, str | None):

@@ -19,7 +19,7 @@ import sys
 import unicodedata
 import zlib
 from collections import deque
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +106,7 @@ class Bundle:
             fresh = (drawn("fresh", step) for step in range(1 << 30))
             noisy = clean + np.float32(sigmas[0]) * drawn("start")
             states = SAMPLERS[stage["sampling"]["sampler"]](denoise, noisy, sigmas, fresh)
-            noisy = deque(states, maxlen=1).pop()
+            noisy = deque(chain([noisy], states), maxlen=1).pop()  # without steps where all are below `until`
             images = noisy if until else self.decode(stage, noisy)
         return images
 
@@ -144,7 +144,7 @@ class Bundle:
     def guided(self, stage, given, without, same, negative):
         """The denoiser, a function of noisy latents and sigma, guided as the stage's `sampling` says."""
         settings = stage["sampling"]
-        scale = settings["guidance"]
+        scale, nothing = settings["guidance"], {**without, **self.text(stage, [""] * len(without["label"]))}
 
         def network(noisy, sigma, condition):
             values = {**condition, "noisy": noisy, "sigma": np.full(len(noisy), sigma, np.float32)}
@@ -156,12 +156,12 @@ class Bundle:
             values = {**condition, "noisy": noisy, "sigma": np.full(len(noisy), sigma, np.float32)}
             return self.run(stage, "prior", values)["mean"]
 
-        def by_prior(noisy, sigma, condition, same):
+        def by_prior(noisy, sigma, condition, other):
             estimate, mean = network(noisy, sigma, condition)
             ramp = (np.log(sigma / deviation(stage, condition)) / RAMP).clip(-1, 1)
             guided = mean + (1 + (scale - 1) * (1 + settings["guidance_slope"] * ramp)) * (estimate - mean)
-            if settings["prior_guidance"] and not same:
-                guided = guided + settings["prior_guidance"] * (mean - prior_estimate(noisy, sigma, without))
+            if settings["prior_guidance"] and other is not None:
+                guided = guided + settings["prior_guidance"] * (mean - prior_estimate(noisy, sigma, other))
             return guided.astype(np.float32)
 
         def denoise(noisy, sigma):
@@ -172,10 +172,10 @@ class Bundle:
             if by_network:
                 weak = network(noisy, sigma, without)[0]
                 return weak + np.float32(scale) * (network(noisy, sigma, given)[0] - weak)
-            strong = by_prior(noisy, sigma, given, same)
+            strong = by_prior(noisy, sigma, given, None if same else without)
             if not negative:
                 return strong
-            weak = by_prior(noisy, sigma, without, True)
+            weak = by_prior(noisy, sigma, without, nothing)
             return weak + np.float32(NEGATIVE_SCALE) * (strong - weak)
 
         return denoise
@@ -201,9 +201,8 @@ class Bundle:
         """Words (word, width) and the pooled text (width,); an empty text has no words."""
         key, about = (stage["size"], text), self.about["text"]
         if not text:
-            return np.zeros((1, about["width"][str(stage["size"])]), "f4"), np.zeros(
-                about["width"][str(stage["size"])], "f4"
-            )
+            width = about["width"][str(stage["size"])]
+            return np.zeros((1, width), "f4"), np.zeros(width, "f4")
         if key not in self.texts:
             read = letters_of if about["kind"] == "bytes" else self.tokens
             encoded = self.run(stage, "text", {"tokens": read(text, about["words"])[None]})
@@ -375,7 +374,9 @@ def main():
     classes, prompt, negative = bundle.classes, cleaned(options.prompt), cleaned(options.negative)
     if options.count < 1:
         parser.error(f"--count is {options.count}, but must be at least 1")
-    if options.label is not None and options.label not in classes:
+    forms = {normalized(name): name for name in classes} | {name: name for name in classes}  # of Unicode
+    label = options.label and forms.get(options.label, forms.get(normalized(options.label)))
+    if options.label is not None and label not in classes:
         known = f"this model knows {', '.join(classes)}" if classes else "this model has no classes"
         parser.error(f"--label {options.label} is unknown; {known}")
     if (prompt or negative) and bundle.about["text"] is None:
@@ -389,7 +390,7 @@ def main():
     if options.guidance is not None:
         bundle.stages[0]["sampling"]["guidance"] = options.guidance
     in_turn = [index % len(classes) if classes and not prompt else NULL_LABEL for index in range(options.count)]
-    labels = in_turn if options.label is None else [classes.index(options.label)] * options.count
+    labels = in_turn if options.label is None else [classes.index(label)] * options.count
     texts = ([text] * options.count for text in (prompt, negative))
     Path(options.out).write_bytes(png(grid(bundle.sample(labels, *texts, options.seed))))
     print(f"{options.count} picture{'s' * (options.count > 1)} in {options.out}")
