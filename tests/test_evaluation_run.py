@@ -14,8 +14,9 @@ from small import Keeper, noise_pictures, noise_pixels, references, write_pictur
 
 from calotype.cli import commands
 from calotype.cli.options import EvaluateOptions
+from calotype.data.duplicates import perceptual_hashes
 from calotype.data.folder import read_folder
-from calotype.data.seen import OWN_FILE
+from calotype.data.seen import OWN_FILE, Seen, write_seen
 from calotype.data.split import SplitConfig, stratified_split
 from calotype.evaluation import evaluate as of_evaluation
 from calotype.evaluation.candidate import Candidate, open_candidate
@@ -234,6 +235,23 @@ def test_pictures_that_the_run_was_trained_on_are_counted_and_left_out(run, tmp_
     found = read_json(tmp_path / "out" / "evaluation.json")
     assert found["unseen"] and found["measures"]["samples"]["n"] == [4, 4]
     assert found["pictures"] == {"train": 8, "validation": 1, "test": 4}
+
+
+def test_test_pictures_that_an_earlier_run_was_trained_on_do_not_count_as_unseen(run, tmp_path, monkeypatch):
+    """Neither as pictures that samples are held against, nor where copies are sought."""
+    shutil.copytree(run, tmp_path / "run")
+    split = read_json(run / "split.json")
+    rows = sorted([*split["test"], split["train"].pop()])
+    write_json(tmp_path / "run" / "split.json", split | {"test": rows})
+    pictures = read_folder(Path(read_json(run / "run.json")["data"]), 16)
+    hashes = perceptual_hashes(pictures.pixels[rows])
+    write_seen(tmp_path / "run", Seen(hashes[:1], hashes[:0], hashes[1:]))
+    asked = list[EvaluationRequest]()
+    monkeypatch.setattr(commands.evaluating, "evaluate_run", lambda request, out: asked.append(request) or {})
+    monkeypatch.setattr(commands.evaluating, "evaluation_lines", lambda result: ())
+    evaluate(tmp_path / "run", out=tmp_path / "out")
+    for found in (asked[0].pictures, asked[0].trained):
+        assert found.split.test.nonzero().flatten().tolist() == rows[1:] and found.split.train[rows[0]]
 
 
 def test_a_folder_of_training_pictures_alone_says_nothing_of_new_ones(run, tmp_path):

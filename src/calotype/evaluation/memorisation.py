@@ -274,9 +274,7 @@ def copy_verdict(samples: Nearest, real: Nearest, found: Found | None = None) ->
         )
     if found is not None and found.of_test:
         explained = found.memorised.low <= 0
-        if (
-            found.chance * found.copies >= 1
-        ):  # Wilson's bound of a single test picture is too high where less is expected
+        if found.chance * found.copies >= 1:  # where less is expected, a single test picture would acquit
             low = min(low, found.memorised.high)
     if enough and (beyond or (more.low > 0 and not explained)):
         return COPIES, sentence

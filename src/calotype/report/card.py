@@ -76,8 +76,11 @@ def tag_lines(run: Run) -> Iterator[str]:
     """By which hubs find a model."""
     settings = settings_of(run)
     yield from ("library_name: calotype", f"pipeline_tag: {'text-to-image' if takes_prompts(run) else UNCONDITIONAL}")
-    kind = "cascaded-diffusion" if len(settings.get("stages") or []) > 1 else "latent-diffusion"
-    yield from ("tags:", "- calotype", "- diffusion", f"- {kind}")
+    yield from ("tags:", "- calotype", "- diffusion")
+    if settings.get("kind") == "latent":
+        yield "- latent-diffusion"
+    if len(settings.get("stages") or []) > 1:
+        yield "- cascaded-diffusion"
 
 
 # -- Sections ----------------------------------------------------------------------------------------------------------

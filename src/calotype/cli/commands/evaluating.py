@@ -12,7 +12,7 @@ from calotype.cli.options import EvaluateOptions
 from calotype.data.folder import Pictures
 from calotype.demo.judges import PortraitJudge
 from calotype.demo.portraits import read_drawn
-from calotype.evaluation.candidate import Candidate, open_candidate, with_unseen
+from calotype.evaluation.candidate import Candidate, open_candidate, split_by, with_unseen
 from calotype.evaluation.evaluate import EvaluationRequest, assist, evaluate_run
 from calotype.evaluation.features import FeatureNetwork
 from calotype.evaluation.networks import open_features
@@ -55,6 +55,8 @@ def _evaluate(options: EvaluateOptions, console: Console, network: FeatureNetwor
     pictures, trained = pictures_of(candidate, options.data, folder / "cache", console)
     known = trained is not None and candidate.run.state.data == PORTRAITS
     pictures, seen = with_unseen(candidate, pictures, trained)
+    if trained is not None and (split := split_by(candidate, trained, lambda _: trained)):
+        trained = replace(trained, split=split)  # without test pictures that were trained on in an earlier run
     request = EvaluationRequest(
         candidate, pictures, trained, folder / "cache", options.count, options.seed, network,
         console.bar, PortraitJudge(read_drawn(candidate.size)) if known else None, changes, seen,
