@@ -1,5 +1,6 @@
 import json
 import os
+import time
 from itertools import repeat
 
 import pytest
@@ -92,6 +93,18 @@ def test_one_of_several_captions_is_drawn_each_time(folder):
     texts = [draw_captions(captions, TWO, Rng((seed,))).prompts for seed in range(40)]
     assert {text[0] for text in texts} == {"a", "b", "c"} and {text[1] for text in texts} == {""}
     assert draw_captions(captions, TWO, Rng((3,))).prompts == texts[3]
+
+
+def test_accents_without_end_cost_no_time(tmp_path):
+    """Normal form C sorts accents in a row, which takes a time that grows with the square of their number."""
+    accents, names = "\u0300\u0316" * 500_000, ("a.png", "b.png")
+    lines = [{"file_name": "a.png", "text": f"a{accents}"}, {"file_name": accents, "text": "a cat"}]
+    (tmp_path / "captions.json").write_text(json.dumps(lines))
+    start = time.process_time()
+    captions, read = read_captions(tmp_path, names)
+    assert time.process_time() - start < 10
+    assert [len(own) for own in captions.of] == [1, 0] and len(captions.of[0][0]) == MAX_CHARACTERS
+    assert read.unmatched == 1
 
 
 def test_accents_are_composed_so_that_equal_words_are_equal_bytes():

@@ -126,6 +126,42 @@ def test_a_transparent_colour_without_an_alpha_channel_is_white(tmp_path, mode, 
     assert close(read_image(tmp_path / "a.png"), np.full((2, 2, 3), 255))
 
 
+def png(rows, width, depth, colour, *chunks):
+    """Of rows of packed samples."""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0)), *chunks]
+    parts += [(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))), (b"IEND", b"")]
+    written = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(written)
+
+
+DEEP_CLEAR, DEEP_OTHER = (0x1234, 0x5678, 0x9ABC), (0x1235, 0x5678, 0xFFFF)
+
+
+@pytest.mark.parametrize(
+    "depth, colour, first, second, clear, shown_as",
+    [
+        (2, 0, b"\x55", b"\xaa", (1,), 170),
+        (4, 0, b"\x33", b"\x77", (3,), 119),
+        (16, 0, struct.pack(">2H", 0x2020, 0x2020), struct.pack(">2H", 0xB0B0, 0xB0B0), (0x2020,), 176),
+        (16, 2, struct.pack(">6H", *DEEP_CLEAR * 2), struct.pack(">6H", *DEEP_OTHER * 2), DEEP_CLEAR, (18, 86, 255)),
+        (16, 2, struct.pack(">6H", *DEEP_CLEAR * 2), struct.pack(">6H", *(0x123, 0x567, 0x7FF) * 2), DEEP_CLEAR, None),
+    ],
+    ids=["2 bits", "4 bits", "16 bits", "16-bit colours", "16-bit colours of a part of the range"],
+)  # fmt: skip
+def test_the_transparent_colour_of_a_png_of_any_depth_is_white(tmp_path, depth, colour, first, second, clear, shown_as):
+    """Grey at 2 and 4 bits is scaled by Pillow, but the value that stands for transparent is not; at 16 bits it is
+    compared with half of each value, or not at all."""
+    file = tmp_path / "a.png"
+    width = 2 if depth == 16 else 8 // depth
+    file.write_bytes(png([first, second], width, depth, colour, (b"tRNS", struct.pack(f">{len(clear)}H", *clear))))
+    picture = read_picture(file, levels={"RGB;16": (0.0, float(0x9ABC))} if shown_as is None else None)
+    expected = [[np.round(255 * value / 0x9ABC) for value in (0x123, 0x567, 0x7FF)]] if shown_as is None else shown_as
+    assert close(np.asarray(picture.image)[0], 255, 0) and close(np.asarray(picture.image)[1], expected, 0)
+    assert picture.put_right and "transparent" in picture.properties
+
+
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
 def test_of_an_animation_the_first_frame_is_read(tmp_path, suffix):
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]

@@ -57,6 +57,22 @@ def events(run):
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
+@contextlib.contextmanager
+def within_seconds(most):
+    """Ends what waits for longer."""
+
+    def end(number, frame):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(most)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 # -- Damaged checkpoints -----------------------------------------------------------------------------------------------
 
 
@@ -317,6 +333,26 @@ def test_only_a_process_that_holds_the_lock_is_its_holder(tmp_path):
     assert holder_of(run.folder) is None
     process.kill()
     process.communicate()
+
+
+@pytest.mark.parametrize("name", ["lock", "log.jsonl"])
+def test_what_a_run_of_a_stranger_links_to_is_neither_emptied_nor_written_to(tmp_path, name):
+    run, other = run_in(tmp_path / "run"), tmp_path / "precious"
+    other.write_text("mine\n")
+    (run.folder / name).unlink(missing_ok=True)
+    (run.folder / name).symlink_to(other)
+    with pytest.raises(UserError, match=f"{name} is a link, expected a regular file"), locked(run.folder):
+        run.log("started")
+    assert other.read_text() == "mine\n" and (run.folder / name).is_symlink()
+
+
+@pytest.mark.parametrize("name", ["lock", "log.jsonl"])
+def test_a_pipe_in_a_run_of_a_stranger_is_refused_and_not_waited_for(tmp_path, name):
+    run = run_in(tmp_path / "run")
+    (run.folder / name).unlink(missing_ok=True)
+    os.mkfifo(run.folder / name)
+    with within_seconds(5), pytest.raises(UserError, match=f"{name} is a pipe"), locked(run.folder):
+        run.log("started")
 
 
 def test_a_finished_run_is_cleaned_up_too(finished, tmp_path):

@@ -244,11 +244,15 @@ class Run:
         write_json(self.folder / "run.json", self.state.model_dump(exclude_none=True))
 
     def log(self, event: str, **fields: Any) -> None:
-        """Appends a line; what a process that was killed had begun to write stays on a line of its own."""
+        """Appends a line; what a process that was killed had begun to write stays on a line of its own.
+
+        Raises `UserError` as `require_lock` and `require_in_place`.
+        """
         if not self.writes:
             return
         self.require_lock()
-        with (self.folder / "log.jsonl").open("ab+") as file:
+        require_in_place(path := self.folder / "log.jsonl")
+        with path.open("ab+") as file:
             if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
                 file.write(b"\n")
             file.write(json.dumps({"event": event, **fields}).encode() + b"\n")
@@ -299,6 +303,14 @@ class Run:
     def latest(self, kind: str, leg: str) -> Event:
         """The last event of `history`; empty where there is none."""
         return next(reversed(self.history(kind, leg)), {})
+
+
+def require_in_place(path: Path) -> None:
+    """Raises `UserError` for a link or a pipe, as may be in a run from a stranger: what is appended there would reach a
+    file anywhere, or wait for ever."""
+    if path.is_symlink() or path.is_fifo():
+        kind = "link" if path.is_symlink() else "pipe"
+        raise UserError(f"{path} is a {kind}, expected a regular file, or none; remove it")
 
 
 def lost(folder: Path) -> str:

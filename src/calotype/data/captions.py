@@ -47,6 +47,8 @@ MOST_UNUSED = 10_000
 """Entries of a file without a caption before them, after which it is not read further."""
 MAX_CHARACTERS = 2000
 """Longer captions are truncated."""
+MAX_NORMALIZED = 4 * MAX_CHARACTERS
+"""Characters that are brought into normal form: of accents in a row the time grows with the square of their number."""
 MAX_SHORTENED = 3
 """Shortened versions of a caption. They are fixed, so that a frozen encoder can encode all of them beforehand."""
 PHRASE = re.compile(r".+?(?:(?<!\d)[,;|]++|[,;|]++(?!\d)|[,;:.!?|]++(?=\s|$)|[，；：。！？、।]+|$)\s*", re.DOTALL)
@@ -222,6 +224,8 @@ class PictureIndex:
 
         Raises `ValueError` for a path that leads outside.
         """
+        if len(file) > MAX_NORMALIZED:  # no path is as long
+            return None
         parent, file = normal_form(parent), NUMBERED.sub("", normal_form(file.strip()))
         for spelling in (file, file.replace("\\", "/")):
             name = posixpath.normpath(posixpath.join(parent, spelling))
@@ -354,7 +358,7 @@ def clean(text: str) -> str:
 
 
 def _normalized(text: str) -> str:
-    return unicodedata.normalize("NFC", " ".join(text.split()))
+    return unicodedata.normalize("NFC", " ".join(text.split())[:MAX_NORMALIZED])
 
 
 def as_prompts(prompt: str | Sequence[str] | None) -> list[str]:

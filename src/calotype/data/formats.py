@@ -22,6 +22,7 @@ from typing import TypeVar
 from PIL import Image, ImageFile, features
 from PIL import _imaging as pillow_core
 
+from calotype.data.png import put_right_png
 from calotype.data.remote import RemoteFile
 from calotype.data.tiff import are_separate, kind_of_tiff, put_right
 from calotype.escaping import plain
@@ -187,6 +188,7 @@ def with_picture(path: PictureFile, work: Callable[[ImageFile.ImageFile], T]) ->
         try:
             with source, Image.open(source, formats=FORMATS) as image:
                 put_right(image)
+                put_right_png(image)
                 return work(image)
         except ValueError as error:
             if not chunks or "MAX_TEXT" not in str(error):  # the constants of Pillow that limit such chunks

@@ -28,6 +28,7 @@ from calotype.data.formats import (
     why_not_opened,
     with_picture,
 )
+from calotype.data.png import make_transparent, transparent_colour
 from calotype.data.remote import RemoteFile, remote_address
 from calotype.data.rgb import (
     DEEP_COLOURS,
@@ -183,7 +184,8 @@ def deep_range(path: PictureFile, inner: bool = False) -> tuple[str, float, floa
 
 def _load(path: PictureFile, image: ImageFile.ImageFile, levels: Levels | None) -> Range | None:
     """Decodes the picture; returns black and white of a deep grey one. Deep colours that use a part of their range are
-    spread here: their low bytes are decoded from the file once more. The caller has reserved memory for both."""
+    spread here, and get opacity where one stands for transparent: their low bytes are decoded from the file once more.
+    The caller has reserved memory for both."""
     kind = deep_kind(image)
     image.load()
     if kind is None:
@@ -195,6 +197,9 @@ def _load(path: PictureFile, image: ImageFile.ImageFile, levels: Levels | None) 
     if span is None:
         ends, low = _colour_extremes(path, image)
         span = range_of(kind, *ends)
+    if (clear := transparent_colour(image)) is not None:
+        low = low or with_picture(path, decode_low_bytes)
+        make_transparent(image, low, clear)
     if span != customary_range(kind, *span):
         spread_colours(image, with_picture(path, decode_low_bytes) if low is None else low, span)
     return None

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageCms, ImageFile
 
+from calotype.data.png import transparent_colour
 from calotype.data.tiff import are_separate, planes
 
 Range = tuple[float, float]
@@ -234,10 +235,14 @@ def customary_range(kind: str, low: float, high: float) -> Range:
 
 
 def _in_eight_bits(image: Image.Image, span: Range) -> Image.Image:
+    """In mode L; in LA where one value stands for transparent."""
     values = np.asarray(image)
-    if image.mode.startswith("I;16"):
-        return Image.fromarray(_scaled(np.arange(2**16), span)[values])
-    return Image.fromarray(_scaled(values, span))
+    if not image.mode.startswith("I;16"):
+        return Image.fromarray(_scaled(values, span))
+    grey = Image.fromarray(_scaled(np.arange(2**16), span)[values])
+    if (clear := transparent_colour(image)) is not None:
+        grey.putalpha(Image.fromarray(255 * (values != clear[0]).astype("u1")))
+    return grey
 
 
 def _scaled(values: Shaped[np.ndarray, "*shape"], span: Range) -> UInt8[np.ndarray, "*shape"]:

@@ -19,7 +19,7 @@ from typing import BinaryIO, Protocol, runtime_checkable
 import psutil
 
 from calotype.files import abandoned, read_bytes, remove, was_running
-from calotype.run import lost
+from calotype.run import lost, require_in_place
 from calotype.types import UserError
 
 if sys.platform == "win32":
@@ -176,8 +176,12 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def _exclusive(path: Path) -> Iterator[BinaryIO]:
-    """The open lock file, locked; a file that the owner before has removed since it was opened does not count."""
+    """The open lock file, locked; a file that the owner before has removed since it was opened does not count.
+
+    Raises `UserError` as `require_in_place`: the owner empties the file.
+    """
     while True:
+        require_in_place(path)
         with path.open("ab") as file:
             locked = _try_lock(file)
             if locked is False or (locked is None and _named(path)[1] not in ("", HOST)):
