@@ -201,6 +201,45 @@ def test_a_profile_for_another_kind_of_picture_is_passed_over(tmp_path):
     assert close(read_image(tmp_path / "a.png"), np.full((4, 4, 3), 55), 0)
 
 
+def linear_grey_profile():
+    """Of grey pictures whose values are proportional to the light (ICC.1:2022)."""
+    white = struct.pack(">3i", 63190, 65536, 54061)  # D50
+    tags = {
+        b"desc": b"desc" + struct.pack(">II", 0, 5) + b"Grey\0" + bytes(79),
+        b"wtpt": b"XYZ " + bytes(4) + white,
+        b"kTRC": b"curv" + bytes(8),
+    }
+    place, table, content = 132 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, data in tags.items():
+        table += name + struct.pack(">II", place + len(content), len(data))
+        content += data.ljust(-(-len(data) // 4) * 4, b"\0")
+    head = b"\0\0\0\0" + b"\x02\x10\0\0" + b"mntrGRAYXYZ " + bytes(12) + b"acsp" + bytes(28) + white
+    return struct.pack(">I", place + len(content)) + head.ljust(124, b"\0") + table + content
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("kind", ["L", "LA", "I;16", "F", "large"])
+def test_the_profile_of_a_grey_picture_is_applied_at_any_depth_and_with_opacity(tmp_path, monkeypatch, kind, suffix):
+    """A scan in 16 bits, or with an alpha channel, is as bright as the same one in 8 bits without."""
+    values = np.repeat(np.array([[0, 55, 111, 255]], "u1"), 4, 0)
+    expected = [255 * (1.055 * (value / 255) ** (1 / 2.4) - 0.055) if value else 0 for value in values[0]]
+    picture = Image.fromarray(values)
+    if kind in ("LA", "large"):
+        picture = Image.merge("LA", [picture, Image.new("L", picture.size, 255)])
+    if kind == "large":
+        monkeypatch.setattr(rgb, "LARGE_PIXELS", 1)
+        picture = picture.resize((16, 16), Image.Resampling.NEAREST)
+    if kind == "I;16":
+        picture = Image.fromarray(values.astype(np.uint16) * 257)
+    if kind == "F":
+        if suffix == "png":
+            pytest.skip("PNG has no floating point")
+        picture = Image.fromarray(values.astype(np.float32) / 255)
+    picture.save(tmp_path / f"a.{suffix}", icc_profile=linear_grey_profile())
+    read = read_picture(tmp_path / f"a.{suffix}", 4)
+    assert close(read.image, np.repeat(np.array(expected)[None, :, None], 4, 0)) and read.put_right == (kind != "L")
+
+
 def bomb(width, height, depth=8, colour=2):
     """A PNG that promises so many pixels in 70 bytes."""
 

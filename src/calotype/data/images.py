@@ -44,6 +44,7 @@ from calotype.data.rgb import (
     deep_kind,
     extremes,
     inner_extremes,
+    is_profiled_grey,
     orientation_of,
     range_of,
     reduction_of,
@@ -126,7 +127,7 @@ class ReadPicture(NamedTuple):
     over_black: bool
     """Whether it is transparent, and would be invisible over white."""
     put_right: bool
-    """Whether earlier versions read it otherwise than its tags say; see `tiff`."""
+    """Whether earlier versions read it otherwise than its file says; see `tiff`, `png` and `is_profiled_grey`."""
 
 
 def read_image(path: PictureFile, shortest: int | None = None, levels: Levels | None = None) -> Image.Image:
@@ -158,7 +159,8 @@ def read_picture(path: PictureFile, shortest: int | None = None, levels: Levels 
             size = size[::-1]
         turned = ["turned by EXIF"] * (orientation != UPRIGHT or turned_by_pillow)
         more = [OF_PAGES if image.format == "TIFF" else ANIMATED] * _has_more(image)
-        return ReadPicture(upright, size, (*turned, *properties, *more), over_black, is_put_right(image))
+        put_right = is_put_right(image) or is_profiled_grey(image)
+        return ReadPicture(upright, size, (*turned, *properties, *more), over_black, put_right)
 
     return _reading(path, read)
 

@@ -7,7 +7,7 @@ from PIL import Image, ImageFile
 
 from calotype.data.tiff import PUT_RIGHT
 
-SCALES = {"L;2": 85, "L;4": 17}
+MULTIPLIED = {"L;2": 85, "L;4": 17}
 """Raw modes of grey of 2 and 4 bits, and by how much Pillow multiplies their values, but not the transparent one."""
 DEEP_MODES = ("I;16B", "RGB;16B")
 """Raw modes of 16 bits: Pillow compares 8 bits of colours with 16 of the transparent one, and of grey nothing."""
@@ -19,9 +19,9 @@ def put_right_png(image: ImageFile.ImageFile) -> None:
     if image.format != "PNG" or (clear := transparent_colour(image)) is None:
         return
     modes = {str(tile.args) for tile in image.tile}
-    for mode in modes & SCALES.keys():
-        image.info["transparency"] = SCALES[mode] * clear[0]
-    image.info[PUT_RIGHT] = bool(modes & {*SCALES, *DEEP_MODES})
+    for mode in modes & MULTIPLIED.keys():
+        image.info["transparency"] = MULTIPLIED[mode] * clear[0]
+    image.info[PUT_RIGHT] = bool(modes & {*MULTIPLIED, *DEEP_MODES})
 
 
 def transparent_colour(image: Image.Image) -> tuple[int, ...] | None:

@@ -98,13 +98,16 @@ def _reduced(image: Image.Image, span: Range | None, factor: int) -> Image.Image
     if factor == 1:
         return image
     if image.has_transparency_data:
-        return image.convert("RGBA").convert("RGBa").reduce(factor).convert("RGBA")
+        reduced = image.convert("RGBA").convert("RGBa").reduce(factor).convert("RGBA")
+        return reduced.convert("LA") if image.mode in ("L", "LA") else reduced
     return (image.convert("RGB") if image.mode in ("P", "1") else image).reduce(factor)
 
 
 def _converted(image: Image.Image, background: str) -> Image.Image:
-    profile = image.info.get("icc_profile")
+    profile, grey = image.info.get("icc_profile"), image.mode in ("L", "LA")
     image = _over(background, image)
+    if grey and is_of_grey(profile):
+        image = image.convert("L")
     transform = _to_srgb(profile, image.mode) if profile else None
     return transform.apply(image) if transform else image.convert("RGB")
 
@@ -113,6 +116,17 @@ def _over(background: str, image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("RGB") if image.mode == "P" else image
     return Image.alpha_composite(Image.new("RGBA", image.size, background), image.convert("RGBA")).convert("RGB")
+
+
+def is_of_grey(profile: bytes | None) -> bool:
+    """Whether it is a colour profile of grey pictures, by its header (ICC.1:2022, section 7.2.6)."""
+    return profile is not None and profile[16:20] == b"GRAY"
+
+
+def is_profiled_grey(image: Image.Image) -> bool:
+    """Whether a picture has such a profile, and more than 8 bits, or transparency: earlier versions passed it over."""
+    transparent = image.mode in ("L", "LA") and image.has_transparency_data
+    return is_of_grey(image.info.get("icc_profile")) and (transparent or image.mode[0] in "IF")
 
 
 @lru_cache(maxsize=16)
@@ -238,10 +252,16 @@ def _in_eight_bits(image: Image.Image, span: Range) -> Image.Image:
     """In mode L; in LA where one value stands for transparent."""
     values = np.asarray(image)
     if not image.mode.startswith("I;16"):
-        return Image.fromarray(_scaled(values, span))
+        return _with_profile_of(image, Image.fromarray(_scaled(values, span)))
     grey = Image.fromarray(_scaled(np.arange(2**16), span)[values])
     if (clear := transparent_colour(image)) is not None:
         grey.putalpha(Image.fromarray(255 * (values != clear[0]).astype("u1")))
+    return _with_profile_of(image, grey)
+
+
+def _with_profile_of(image: Image.Image, grey: Image.Image) -> Image.Image:
+    if is_of_grey(profile := image.info.get("icc_profile")):
+        grey.info["icc_profile"] = profile
     return grey
 
 
