@@ -328,7 +328,8 @@ def judge_better(latent: Runs, cascade: Runs) -> Judgement:
 
 
 def judge_overfitting(latent: Runs, cascade: Runs) -> Judgement:
-    """By samples that are near to trained pictures, and over seeds by the gap between losses; both must agree."""
+    """By samples that are near to trained pictures, and over seeds by the gap between losses; where both decide, they
+    must agree."""
     both = (latent, cascade)
     near = [over_seeds(runs, nearer_samples) for runs in both]
     gaps = [over_seeds(runs, largest_gap) for runs in both]

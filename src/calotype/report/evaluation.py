@@ -172,6 +172,8 @@ def copies_table(result: Memorisation) -> Iterator[Html | None]:
         f"{count(result.n[2])} training pictures and their mirror images; the ratio is to the median distance to the "
         "next nearest ones."
     )
+    if result.note:
+        yield aside(f"{sentence(result.note)}.")
     if (both := result.among_test) is not None:
         yield aside(
             f"Share of samples that look like copies of training pictures beyond chance: "

@@ -210,7 +210,7 @@ def nearest_pictures(run: Run) -> Html | None:
     ratio = f"{ours / theirs:.2f} times" if ours is not None and theirs else "unknown, as a multiple of"
     caption = (
         f"Above: samples. Below: the nearest of {count(number(distances.get('trained')))} training pictures and their "
-        f"mirror images. The median distance is {ratio} that of as many test pictures "
+        f"mirror images. The median distance is {ratio} that of pictures that are held out "
         f"(n = {sample_sizes(distances.get('n'))}); a ratio far below 1 is a sign of memorisation."
     )
     nearest = figure(run.folder / "previews" / "nearest.png", caption, 1200, NEAREST_BYTES)
