@@ -179,7 +179,7 @@ def copies_table(result: Memorisation) -> Iterator[Html | None]:
             f"Share of samples that look like copies of training pictures beyond chance: "
             f"{interval(both.memorised, '%')}. Chance is how often samples look like copies of test pictures, which "
             f"training has not seen. For {interval(both.nearest_is_training, '%')} of the samples the nearest of all "
-            f"training and test pictures is a training picture; by chance {1 - both.chance_of_nearest:.1%}."
+            f"training and test pictures is a training picture; by chance {100 * (1 - both.chance_of_nearest):.1f} %."
         )
 
 
