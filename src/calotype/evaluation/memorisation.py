@@ -264,21 +264,20 @@ def copy_verdict(samples: Nearest, real: Nearest, found: Found | None = None) ->
     more = difference_of_shares(samples.share_of_copies, real.share_of_copies)
     ours, theirs = (f"{each.copies:,} of {len(each.ratio):,}" for each in (samples, real))
     sentence = f"{ours} samples and {theirs} real pictures look like copies of a training picture"
-    enough, explained, beyond, low = len(samples.ratio) >= FEWEST_FOR_A_SHARE, False, False, more.high
+    enough, at_most, explained, beyond = len(samples.ratio) >= FEWEST_FOR_A_SHARE, more.high, False, False
     if found is not None and found.copies:
-        beyond = found.memorised.low > TOLERATED
         sentence += (
             f"; searched among test pictures as well, which training has not seen, {found.copies:,} samples look like "
             f"copies, {found.of_test:,} of them of a test picture, where chance alone gives "
             f"{found.chance * found.copies:.1f}"
         )
-    if found is not None and found.of_test:
-        explained = found.memorised.low <= 0
-        if found.chance * found.copies >= 1:  # where less is expected, a single test picture would acquit
-            low = min(low, found.memorised.high)
+        beyond = found.memorised.low > TOLERATED
+        explained = found.of_test > 0 and found.memorised.low <= 0
+        if found.of_test and found.chance * found.copies >= 1:  # of less, a single test picture would acquit
+            at_most = min(at_most, found.memorised.high)
     if enough and (beyond or (more.low > 0 and not explained)):
         return COPIES, sentence
-    if enough and low <= TOLERATED:
+    if enough and at_most <= TOLERATED:
         return DOES_NOT_COPY, sentence
     return TOO_FEW, f"{sentence}; more samples would tell"
 

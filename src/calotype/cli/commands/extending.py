@@ -42,7 +42,6 @@ OUTDATED = ("checkpoints", f"constants/{SPACE}")
 """What only the legs of one part need: removed with it, or kept with it for its milestones. Its priors are those of the
 next part as well: that has the same pictures and latents, and a prior that is fitted again, to other draws, may be
 cross-fitted where this one is not, beside which the network has not learned (dev/LOG.md, 2026-12-01)."""
-OF_MILESTONES = ("checkpoints", "constants")
 
 
 def extend(
@@ -141,12 +140,11 @@ def archive(folder: Path, place: Path) -> None:
         return
     make_folder(place)
     milestones = (read_state(folder / "run.json").settings or {}).get("milestones")
-    for name in (*ARCHIVED, *(OF_MILESTONES if milestones else ())):
+    for name in (*ARCHIVED, *(["checkpoints"] if milestones else [])):
         if os.path.lexists(folder / name):
             remove(place / name)
-            if name == "constants":
-                with whole_folder(place / name) as path:
-                    shutil.copytree(folder / name, path, dirs_exist_ok=True)
-            else:
-                shutil.move(folder / name, place / name)
+            shutil.move(folder / name, place / name)
+    if milestones and (constants := folder / "constants").is_dir():
+        with whole_folder(place / "constants") as path:
+            shutil.copytree(constants, path, dirs_exist_ok=True)
     write_whole(place / "run.json", (folder / "run.json").read_bytes())
