@@ -13,6 +13,7 @@ from peers import Task
 
 from calotype.report.html import Html, tag
 from calotype.report.plot import PLOT_HEIGHT, PLOT_WIDTH, Point, Series, plot
+from calotype.types import UserError
 
 Trained = tuple[str, float]
 """A peer, and seconds of training."""
@@ -34,10 +35,18 @@ def distances(entries: Iterable[Mapping[str, Any]]) -> dict[Trained, dict[float,
 def curves(
     test: Mapping[Trained, Mapping[float, float]], validation: Mapping[Trained, Mapping[float, float]]
 ) -> dict[str, list[Point]]:
-    """By peer, minutes of training and test distance, of the rate that is best by validation, if that was scored."""
+    """By peer, minutes of training and test distance, of the rate that is best by validation.
+
+    Raises `UserError` where there are several rates, and not all were scored against validation pictures.
+    """
     lines = defaultdict(list)
     for (peer, seconds), by_rate in sorted(test.items()):
-        chosen = validation.get((peer, seconds), by_rate)
+        chosen = validation.get((peer, seconds), {})
+        if len(by_rate) > 1 and (unscored := sorted(set(by_rate) - set(chosen))):
+            raise UserError(
+                f"{peer} of {seconds:g} s has no score against validation pictures for the learning rates {unscored}; "
+                f"run `score` on these runs with --against validation first"
+            )
         rate = min(by_rate, key=lambda rate: chosen.get(rate, np.inf))
         lines[peer].append((seconds / 60, by_rate[rate]))
     return dict(lines)

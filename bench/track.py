@@ -179,7 +179,7 @@ def compare(arguments: argparse.Namespace) -> None:
             f"{arguments.against} pictures; run `score` on them first"
         )
     print(f"{arguments.b} minus {arguments.a}, seeds {', '.join(map(str, seeds))}, {arguments.count} samples each")
-    for name in sorted(set(a[seeds[0]]) & set(b[seeds[0]])):
+    for name in sorted(set.intersection(*(set(each[seed]) for each in (a, b) for seed in seeds))):
         print(f"{name}: {verdict([b[seed][name] - a[seed][name] for seed in seeds])}")
 
 

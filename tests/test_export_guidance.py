@@ -102,7 +102,7 @@ def test_the_node_of_comfyui_finds_a_label_in_any_normal_form(monkeypatch):
     monkeypatch.setitem(sys.modules, "node_alone.sample", script_alone())
     monkeypatch.setitem(sys.modules, "node_alone", module := importlib.util.module_from_spec(spec))
     spec.loader.exec_module(module)
-    module.OPENED["folder"] = bundle_in_torch(model := replace(golden("labels"), classes=("other", name)))
+    module.OPENED["folder", None] = bundle_in_torch(model := replace(golden("labels"), classes=("other", name)))
     (images,) = module.CalotypeSample().sample("folder", "Hà Nội", "", "", 1, 0, -1.0)
     assert np.abs(images[0].numpy() * 255 - np.asarray(model.sample(1, name)[0])).max() < 1.01
 

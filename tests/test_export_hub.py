@@ -135,6 +135,12 @@ def test_the_real_package_without_a_hub_is_one_line(name, message, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+def test_a_mistake_of_ours_is_not_said_to_be_the_connection(hub, monkeypatch):
+    monkeypatch.setattr(sys.modules["huggingface_hub"].HfApi, "create_repo", lambda *_, **__: {}["address"])
+    with pytest.raises(KeyError, match="address"):
+        push_folder(PushOptions(GOLDEN / "labels", "me/faces"), Keeper())
+
+
 @pytest.mark.parametrize("public", [False, True])
 def test_a_whole_model_is_uploaded_private_unless_asked(hub, public):
     keeper = Keeper()

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -202,6 +203,10 @@ def test_the_node_of_comfyui_draws_the_same_pictures(exported, tmp_path, monkeyp
     assert np.abs(images.numpy() * 255 - np.stack([np.asarray(one) for one in made])).max() < 1.01
     (again,) = node.sample(**{**given, "count": 1}, image=torch.rand(1, 40, 30, 4), strength=0.4)
     assert again.shape == (1, 16, 16, 3)
+    model, changed = calotype_node.opened(str(exported)), node.IS_CHANGED(**given)
+    assert calotype_node.opened(str(exported)) is model and node.IS_CHANGED(**given) == changed
+    os.utime(exported / "calotype.json", ns=(0, 0))  # another export to this folder
+    assert calotype_node.opened(str(exported)) is not model and node.IS_CHANGED(**given) == 0
     with pytest.raises(ValueError, match="is unknown"):
         node.sample(**{**given, "label": "nobody"})
     with pytest.raises(ValueError, match="folder is empty"):

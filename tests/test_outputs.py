@@ -29,7 +29,7 @@ from calotype.cli.options import (
 from calotype.data.images import read_mask
 from calotype.export.bundle import SETTINGS
 from calotype.export.diffusers_folder import PIPELINE
-from calotype.files import whole_folder, write_json, write_png, write_whole
+from calotype.files import is_whole, whole_file, whole_folder, write_json, write_png, write_whole
 from calotype.model import load
 from calotype.types import UserError
 
@@ -176,11 +176,23 @@ def test_a_new_file_is_written_again_after_an_error_and_never_over_another(tmp_p
     write_whole(tmp_path / "file", "whole", new=True)
     with pytest.raises(FileExistsError):
         write_whole(tmp_path / "file", "other", new=True)
-    if links:  # a process of this number was killed before
-        (tmp_path / f".file.{os.getpid()}.tmp").hardlink_to(tmp_path / "file")
-        with pytest.raises(FileExistsError):
-            write_whole(tmp_path / "file", "other", new=True)
     assert (tmp_path / "file").read_text() == "whole" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_writers_with_one_process_number_do_not_take_one_another_s_file(tmp_path):
+    """Two containers that share a folder: the process of each is number 1."""
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    with whole_file(file) as one:
+        one.write_text("one")
+        with whole_file(file) as other:
+            other.write_text("other")
+        assert file.read_text() == "other"
+    assert file.read_text() == "one"
+    with whole_folder(folder) as one:
+        (one / "a").write_text("one")
+        with whole_folder(folder) as other:
+            (other / "b").write_text("other")
+    assert is_whole(folder) and (folder / "a").read_text() == "one" and not [*tmp_path.glob(".*")]
 
 
 def test_of_threads_that_write_one_new_file_one_does(tmp_path):

@@ -280,6 +280,8 @@ def test_a_captioned_folder_becomes_a_model_that_reads(folder, tmp_path, setting
     assert model.labels(3, prompt="x") == [NULL_LABEL] * 3 and model.labels(2, "b", "x") == [1, 1]
     with pytest.warns(UserWarning, match="a prompt is cut after '.*w w'"):
         model.sample(1, prompt="w " * 200)
+    with pytest.warns(UserWarning, match="a prompt is cut after '.*v v'"):
+        model.interpolate(frames=2, prompt="a cat", negative="v " * 200)
     for stage in model.stages:
         perturbed(stage.denoiser)
     frames = model.interpolate((3, 3), 3, prompts=("bức tranh 1", "a cat"), guidance=3.0)

@@ -209,6 +209,8 @@ def test_a_curve_takes_the_rate_that_is_best_by_validation_pictures(tmp_path):
     other, later = scored(tmp_path, "net", 0.2, 300, 0, 400), scored(tmp_path, "net", 0.1, 900, 0, 300)
     test = quality.distances([first, again, other, later])
     assert test == {("net", 300): {0.1: 520, 0.2: 400}, ("net", 900): {0.1: 300}}
+    with pytest.raises(UserError, match=r"net of 300 s has no score .* \[0.2\]"):
+        quality.curves(test, {("net", 300): {0.1: 510}})
     validation = {("net", 300): {0.1: 510, 0.2: 600}}  # by test pictures it would be the other
     lines = quality.curves(test, validation)
     assert lines == {"net": [(5, 520), (15, 300)]}

@@ -4,6 +4,8 @@ Put this folder into `custom_nodes`, with `sample.py` of any exported model besi
 The node runs that `sample.py`, and reads only data from the folders of models.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -12,12 +14,18 @@ from .sample import NULL_LABEL, Bundle, cleaned, normalized
 OPENED = {}
 
 
+def written(folder):
+    """When the model's settings were written last, in nanoseconds; None where there are none."""
+    settings = Path(folder, "calotype.json")
+    return settings.stat().st_mtime_ns if settings.is_file() else None
+
+
 def opened(folder):
-    """The model in a folder; the last one stays open."""
-    if folder not in OPENED:
+    """The model in a folder; the last one stays open until another is exported there, or its settings are changed."""
+    if (key := (folder, written(folder))) not in OPENED:
         OPENED.clear()
-        OPENED[folder] = Bundle(folder)
-    return OPENED[folder]
+        OPENED[key] = Bundle(folder)
+    return OPENED[key]
 
 
 class CalotypeSample:
@@ -40,6 +48,10 @@ class CalotypeSample:
             },
             "optional": {"image": ("IMAGE",), "strength": ("FLOAT", {"default": 0.6, "min": 0.01, "max": 1.0})},
         }
+
+    @classmethod
+    def IS_CHANGED(cls, folder, **_):  # noqa: N802 - so that ComfyUI draws again after another export
+        return written(folder)
 
     def sample(self, folder, label, prompt, negative, count, seed, guidance, image=None, strength=0.6):
         if not folder:

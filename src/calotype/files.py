@@ -13,6 +13,7 @@ import shutil
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import psutil
@@ -29,7 +30,7 @@ MAX_WHOLE, MAX_NAME = 2**26, 255
 """Of a file that is read whole, unless more is expected; and letters of a name."""
 NO_LINKS = {errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 """Errors of file systems that have no hard links, as FAT."""
-UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(?P<kind>tmp|old)")
+UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)(?:-[0-9a-f]{8})?\.(?P<kind>tmp|old)")
 KINDS_OF_FILES = {
     stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket",
     stat.S_IFCHR: "device", stat.S_IFBLK: "device",
@@ -61,8 +62,7 @@ def write_whole(path: Path, content: bytes | str | Iterable[bytes | memoryview],
 @contextlib.contextmanager
 def whole_file(path: Path, new: bool = False) -> Iterator[Path]:
     """Another name to write a file under; it takes the name `path` when it is on the disk. `new` is as above."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)  # of a killed process of this number: perhaps another name of a whole file
+    temporary = unfinished(path, "tmp")
     try:
         yield temporary
         to_disk(temporary)
@@ -260,8 +260,7 @@ def whole_folder(path: Path, beside: Collection[str] = ()) -> Iterator[Path]:
     Its manifest of sizes and hashes is written last, so that whatever has a manifest is complete. Files `beside` what
     belongs to it are not in there, and may change.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = unfinished(path, "tmp")
     make_folder(path.parent)
     temporary.mkdir()
     try:
@@ -279,7 +278,7 @@ def whole_folder(path: Path, beside: Collection[str] = ()) -> Iterator[Path]:
 
 def _put(temporary: Path, path: Path) -> None:
     """Gives a folder the name `path`; what had it before is removed once that is on the disk, or keeps it."""
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    old = unfinished(path, "old")
     if replaces := path.exists():
         path.rename(old)
     try:
@@ -294,6 +293,11 @@ def _put(temporary: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def unfinished(path: Path, kind: str) -> Path:
+    """A name beside `path` with the number of this process, which one in another container may have, too."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}.{kind}")
+
+
 def was_running(process: int, file: Path) -> bool:
     """Whether this very process, and not a later one with its number (in a container, soon), wrote the file."""
     try:
@@ -303,12 +307,9 @@ def was_running(process: int, file: Path) -> bool:
 
 
 def abandoned(path: Path) -> re.Match[str] | None:
-    """Name, process and kind of what a process had begun to write (tmp) or to replace (old) before it was killed.
-
-    None for all else, and for what a process is working on.
-    """
-    unfinished = UNFINISHED.fullmatch(path.name)
-    return None if unfinished is None or was_running(int(unfinished["process"]), path) else unfinished
+    """Name, process and kind of what a killed process had begun to write (tmp) or to replace (old); None of others."""
+    found = UNFINISHED.fullmatch(path.name)
+    return None if found is None or was_running(int(found["process"]), path) else found
 
 
 def remove(path: Path) -> None:

@@ -7,6 +7,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ class Model:
         Raises `UserError` for an unknown label or setting, for an impossible size, and for a prompt to a model
         without text conditioning; warns if a prompt is truncated.
         """
-        self._warn(prompt)
+        self._warn(prompt, negative)
         return list(self.draw(count, label, seed, size, prompt=prompt, negative=negative, **changes))
 
     def redraw(
@@ -109,7 +110,7 @@ class Model:
         Pixels further from the white than `reach` stay bit-identical. Without a `label` it is unconditional.
         Raises `UserError` as `sample` does, and for an impossible strength or mask.
         """
-        self._warn(prompt)
+        self._warn(prompt, negative)
         changes = {"prompt": prompt, "negative": negative, **changes}
         return list(self.draw(count, label, seed, size, picture=picture, strength=strength, mask=mask, **changes))
 
@@ -146,7 +147,7 @@ class Model:
             raise UserError("prompt is the same all the way, prompts are its two ends; leave one out")
         if frames < 2:
             raise UserError(f"frames is {frames}, but there must be at least 2: the first and the last")
-        self._warn(prompts or prompt)
+        self._warn(prompts or prompt, negative)
         ends, shares = prompts or (prompt, prompt), torch.linspace(0, 1, frames, dtype=torch.float64).tolist()
         first, last = (Rng((seed, "sample", 0)) for seed in seeds)
         before, after = (self.labels(1, *end)[0] for end in zip(labels or (None, None), ends, strict=True))
@@ -248,11 +249,12 @@ class Model:
         in_order = tuple(prompts[index % len(prompts)] if prompts else "" for index in range(count))
         return Text(in_order, (negative,) * count if negative else ())
 
-    def truncations(self, prompt: Prompt) -> list[str]:
-        """Warnings of prompts that are too long."""
+    def truncations(self, *prompts: Prompt) -> list[str]:
+        """Warnings of prompts that are too long, negative ones among them."""
         if self.text_encoder is None:
             return []
-        rests = {text: rest for text in as_prompts(prompt) if (rest := self.text_encoder.truncated(text))}
+        texts = chain.from_iterable(map(as_prompts, prompts))
+        rests = {text: rest for text in texts if (rest := self.text_encoder.truncated(text))}
         return [
             f"a prompt is cut after {text[: len(text) - len(rest)].strip()[-30:]!r}: this model reads no more of it"
             for text, rest in rests.items()
@@ -324,8 +326,8 @@ class Model:
         weight = feathered(white, self.reach)
         return inpainting(given, white, full, start), lambda images: torch.lerp(given, images, weight)
 
-    def _warn(self, prompt: Prompt) -> None:
-        for warning in self.truncations(prompt):
+    def _warn(self, *prompts: Prompt) -> None:
+        for warning in self.truncations(*prompts):
             warnings.warn(warning, stacklevel=3)
 
 

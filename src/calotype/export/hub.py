@@ -10,6 +10,9 @@ from calotype.export.bundle import require_packages
 from calotype.files import damage, read_manifest
 from calotype.types import UserError
 
+HTTP_CLIENTS = {"httpcore", "httpx", "httpx2", "requests", "urllib3"}
+"""One of which the package uses, by its version."""
+
 
 def push(folder: Path, name: str, private: bool = True, beside: Sequence[str] = ()) -> str:
     """Uploads a model's folder, or an exported one, to the repository `name`, and returns its address.
@@ -34,7 +37,9 @@ def push(folder: Path, name: str, private: bool = True, beside: Sequence[str] = 
         raise UserError("the hub does not know you; try: hf auth login") from None
     except (HfHubHTTPError, ValueError) as error:  # also a name that breaks its rules
         raise UserError(f"the hub refused {name}: {str(error).splitlines()[0]:.200}") from None
-    except Exception as error:  # of the HTTP client that the package uses: requests, httpx
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in HTTP_CLIENTS:
+            raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"the hub cannot be reached ({reason:.200}); check the connection, and try again") from None
     return str(address)

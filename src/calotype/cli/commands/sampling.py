@@ -71,7 +71,7 @@ def write_samples(
             if options.picture is None and getattr(options, name) is not None:
                 raise UserError(f"--{name} is for image-to-image, but there is no picture; add --from PICTURE")
         model = load(options.run, options.device)
-        for warning in model.truncations(prompts):
+        for warning in model.truncations(prompts, options.negative):
             reporter.say(warning)
         names = names_of(model, options, count, prompts)
         drawn = requested_pictures(model, options, count, prompts, ranks.share(count))
