@@ -104,6 +104,13 @@ def test_the_reference_is_what_the_code_says(page):
     assert written == generate.PAGES[page](), "run: python docs/reference/generate.py"
 
 
+def test_the_reference_says_which_options_are_required():
+    """As `--help` does."""
+    written = (ROOT / "docs" / "reference" / "command-line.md").read_text(encoding="utf-8")
+    required = re.findall(r"^\| `--(\w+) .* \[required\] \|$", written, re.M)
+    assert required == ["out", "to", "out", "out"]  # of interpolate, export, compare and data shards
+
+
 def test_extras_are_quoted_for_every_shell():
     """For cmd.exe a single quote is part of the name."""
     files = [*PAGES, *(ROOT / "src").rglob("*.py")]

@@ -83,7 +83,7 @@ def described(field: dataclasses.Field[Any], hint: Any) -> tuple[bool, str, str]
     value = "" if inner is bool else " " + (" or ".join(choices) or info.metavar or VALUES.get(inner, "TEXT"))
     first = [info.default] if isinstance(info.default, str) else []  # typer.Option("--set") has it there
     names = [*first, *(info.param_decls or ())] or [f"--{field.name.replace('_', '-')}"]
-    return False, f"{names[0]}{value}", text
+    return False, f"{names[0]}{value}", text + " [required]" * required
 
 
 VALUES = {Path: "PATH", int: "NUMBER", float: "NUMBER"}
