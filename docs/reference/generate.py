@@ -115,7 +115,8 @@ RECIPE_INTRODUCTION = """# Recipe keys
 
 Set each key in a TOML file (`--recipe`), or with `--set key=value`. The defaults are those of the schema. The plan
 chooses most settings by [its laws](../plan.md), and the `recipe.toml` of a run has all of them. A key that is marked
-with a `kind` exists only with that kind.
+with a `kind` exists only with that kind. A leg is the training of one network: the autoencoder with its critic, the
+denoiser, or a stage that enlarges.
 
 """
 

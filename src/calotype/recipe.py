@@ -81,39 +81,39 @@ class OptimizerConfig(Config):
     """Optimizer of the matrices in the blocks of a DiT; AdamW updates all other weights."""
     learning_rate: LearningRate = Field(default=1e-3, description="Highest learning rate, after the warm-up.")
     warmup: float = Field(default=0.05, strict=True, ge=0, lt=1)
-    """Fraction of the run in which the learning rate rises from 0."""
+    """Fraction of the leg in which the learning rate rises from 0."""
     decay: Fraction = 0.5
-    """Fraction of the run, at its end, in which the learning rate falls to 0."""
+    """Fraction of the leg, at its end, in which the learning rate falls to 0."""
     betas: tuple[Beta, Beta] = Field(default=(0.9, 0.95), description="Decay rates of the moments of AdamW.")
     weight_decay: WeightDecay = Field(default=0.0, description="Weight decay, decoupled from the gradient as in AdamW.")
     clip: GradientNorm = Field(default=1.0, description="A gradient with a larger norm is scaled down to this norm.")
     average: float = Field(default=0.05, strict=True, gt=0, lt=0.28)
-    """Width of the average of the weights, as a fraction of the run so far."""
+    """Width of the average of the weights, as a fraction of the leg so far."""
 
 
 class AdversarialLossConfig(Config):
-    """Weights of the losses, and when each is switched on. Times are fractions of the run, never steps."""
+    """Weights of the losses, and when each is switched on. Times are fractions of the leg, never steps."""
 
     edges: LossWeight = 0.5
     """Weight of the L1 distance of image gradients; the L1 distance of the pixels has weight 1."""
     perceptual: LossWeight = Field(default=0.02, description="Weight of the perceptual distance.")
     perceptual_start: Fraction = 0.5
-    """Fraction of the run from which it is used: large shapes come first, and half of the run has half the cost."""
+    """Fraction of the leg from which it is used: large shapes come first, and steps without it are cheaper."""
     perceptual_share: PositiveFraction = 0.25
     """Fraction of each batch on which it is computed, because it costs more than the autoencoder."""
     adversarial: LossWeight = 0.1
     """Size of the gradient of the critic's loss at the picture, relative to the reconstruction's; 0: no critic."""
     adversarial_cap: float = Field(default=1.0, strict=True, gt=0, le=1e9)
     """Largest factor by which the critic's loss may be multiplied to reach that size."""
-    critic_start: Fraction = Field(default=0.6, description="Fraction of the run from which the critic learns.")
+    critic_start: Fraction = Field(default=0.6, description="Fraction of the leg from which the critic learns.")
     critic_used: Fraction = 0.75
-    """Fraction of the run from which the critic's loss trains the autoencoder."""
+    """Fraction of the leg from which the critic's loss trains the autoencoder."""
     critic_share: PositiveFraction = 0.5
     """Fraction of each batch that the critic sees."""
 
     @property
     def phase_ends(self) -> list[float]:
-        """Fractions of the run at which the cost of a step changes, with the last one, 1."""
+        """Fractions of the leg at which the cost of a step changes, with the last one, 1."""
         ends = {1.0}
         if self.perceptual:
             ends |= {self.perceptual_start}

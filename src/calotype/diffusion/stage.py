@@ -68,8 +68,8 @@ class Sampling(Config):
     guidance_high: Sigma = 1e6
     """Guidance is applied for sigma in (guidance_low, guidance_high]."""
     epsilon_scaling: float = Field(default=0.0, strict=True, ge=0, le=1)
-    """Share of the noise that an estimate leaves in where signal and noise are equal. It keeps the amplitude of samples
-    from collapsing; see `guidance.epsilon_scaled`. Fitted after training."""
+    """Share of the noise that an estimate keeps where signal and noise have equal variance; elsewhere it keeps less.
+    Keeps the amplitude of samples from collapsing; see `guidance.epsilon_scaled`. Fitted after training."""
     augmentation: AugmentationLevel = 0.0
     """Level of the augmentation of the low-resolution image; only for stages that enlarge."""
     conditioning: Literal["whole", "truncated"] = "whole"
