@@ -54,9 +54,9 @@ CanvasSize = Annotated[str | None, option("Width x height in pixels, as in 256x3
 class SamplingOptions:
     """Settings that replace those stored with a model."""
 
-    steps: Annotated[int | None, option("Number of sampling steps.")] = None
-    guidance: Annotated[float | None, option("Guidance scale; 1 disables it.")] = None
-    sampler: Annotated[str | None, option("Sampler: dpm_solver, euler, heun or ancestral.")] = None
+    steps: Annotated[int | None, option("Number of sampling steps. [default: the model's]")] = None
+    guidance: Annotated[float | None, option("Guidance scale; 1 disables it. [default: the model's]")] = None
+    sampler: Annotated[str | None, option("dpm_solver, euler, heun or ancestral. [default: the model's]")] = None
 
     def changes(self) -> dict[str, Any]:
         """As keywords of `Model.sample`."""
@@ -77,7 +77,9 @@ class TrainingOptions:
         float, option("Time for the whole command: 20s, 10m, 1h30m. [default: 30m]", parser=seconds, metavar="TIME")
     ] = 1800.0
     """Seconds."""
-    kind: Annotated[Literal["latent", "cascade"] | None, option("The kind of model. [default: latent]")] = None
+    kind: Annotated[
+        Literal["latent", "cascade"] | None, option("Latent diffusion, or a cascade in pixels. [default: latent]")
+    ] = None
     """None: the recipe's, else latent."""
     recipe: Annotated[Path | None, option("TOML file of settings (see recipes/).")] = None
     overrides: Annotated[list[str] | None, option(SETTING, "--set", metavar="KEY=VALUE")] = None
@@ -110,7 +112,7 @@ class TrainOptions(TrainingOptions):
     out: Annotated[Path | None, option("Folder of the new run. [default: runs/NAME-SIZE-N]")] = None
     force: Force = False
     ranks: RankCount = 1
-    serve: Annotated[bool, typer.Option("--serve", help="Show the run in the browser; see serve.")] = False
+    serve: Annotated[bool, typer.Option("--serve", help="Show the run in the browser, as `serve` does.")] = False
     tensorboard: TensorBoard = False
 
 
@@ -147,9 +149,9 @@ class ResumeOptions:
     run: RunFolder
     device: Device = "auto"
     force: Force = False
-    data: Annotated[Path | None, option("Folder of the pictures, if they have moved. [default: where they were]")] = (
-        None
-    )
+    data: Annotated[
+        Path | None, option("Folder of the pictures, if they have moved or changed. [default: where they were]")
+    ] = None
     budget: Annotated[
         float | None,
         option("Time to train the networks of a finished run further.", parser=seconds, metavar="TIME"),
