@@ -29,7 +29,7 @@ from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import Vae, VaeConfig
 from calotype.nets.weights import ShapesOnly
 from calotype.planning import choose, make_plan
-from calotype.planning.chains import choose_chain
+from calotype.planning.chains import choose_chain, own_latents
 from calotype.planning.choose import Resources, choose_denoiser, choose_dit, propose
 from calotype.planning.laws import (
     FEW_PICTURES,
@@ -261,6 +261,27 @@ def test_patches_divide_and_get_finer_with_time(side):
     assert all(side % patch == 0 and side // patch <= MOST_TOKENS for patch in patches)
     for operations, patch in zip(OPERATIONS, patches, strict=True):
         assert patch == patches[0] or images_afforded(operations, (side // patch) ** 2) >= WHOLE_IMAGES
+
+
+@pytest.mark.parametrize("size", [192, 512, 768, 960, 1024, 1920])
+def test_a_little_more_time_never_means_fewer_tokens_a_smaller_base_or_network(size):
+    """Also where the law goes to a larger network, which at first sees fewer pictures."""
+    found = []
+    for power in range(16 * 50, 20 * 50):
+        operations = 10.0 ** (power / 50)
+        chain = choose_chain("latent", size, operations)
+        share = time_shares(["autoencoder", "denoiser", *(f"enlarge-{side}" for side in chain[1:])], operations)
+        side = chain[0] // own_latents(chain[0])[0]
+        backbone, _ = choose_dit(side, Resources(operations * share["denoiser"]))
+        found.append((chain[0], side // backbone["patch"], dit_parameters(backbone["width"], backbone["depth"])))
+    for before, after in pairwise(found):
+        assert all(more >= less for less, more in zip(before, after, strict=True)), (before, after)
+    assert len({tokens for _, tokens, _ in found}) > 1
+
+
+@pytest.mark.parametrize(("size", "chain"), [(216, (72, 216)), (504, (56, 168, 504)), (792, (88, 264, 792))])
+def test_a_size_without_whole_latents_of_its_own_is_enlarged_in_any_time(size, chain):
+    assert all(choose_chain("latent", size, operations) == chain for operations in OPERATIONS)
 
 
 def test_1024_px_go_through_64_x_64_latents_where_time_allows_it():
