@@ -1,10 +1,12 @@
 """The laws of the plan: by their equations, and by plans for ten machines that do not exist."""
 
+import itertools
 import sys
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise, product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from plans import CASES, DAY, GB, HOUR
 
 from calotype.build import build_backbone
 from calotype.cli import commands
+from calotype.cli.console import cost_lines
 from calotype.cli.options import PlanOptions, TrainingOptions
 from calotype.cli.quantities import byte_count, speed
 from calotype.data.folder import Original
@@ -28,8 +31,8 @@ from calotype.nets.dit import DitConfig
 from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import Vae, VaeConfig
 from calotype.nets.weights import ShapesOnly
-from calotype.planning import choose, make_plan
-from calotype.planning.chains import choose_chain
+from calotype.planning import choose, make, make_plan
+from calotype.planning.chains import choose_chain, own_latents
 from calotype.planning.choose import Resources, choose_denoiser, choose_dit, propose
 from calotype.planning.laws import (
     FEW_PICTURES,
@@ -263,6 +266,27 @@ def test_patches_divide_and_get_finer_with_time(side):
         assert patch == patches[0] or images_afforded(operations, (side // patch) ** 2) >= WHOLE_IMAGES
 
 
+@pytest.mark.parametrize("size", [192, 512, 768, 960, 1024, 1920])
+def test_a_little_more_time_never_means_fewer_tokens_a_smaller_base_or_network(size):
+    """Also where the law goes to a larger network, which at first sees fewer pictures."""
+    found = []
+    for power in range(16 * 50, 20 * 50):
+        operations = 10.0 ** (power / 50)
+        chain = choose_chain("latent", size, operations)
+        share = time_shares(["autoencoder", "denoiser", *(f"enlarge-{side}" for side in chain[1:])], operations)
+        side = chain[0] // own_latents(chain[0])[0]
+        backbone, _ = choose_dit(side, Resources(operations * share["denoiser"]))
+        found.append((chain[0], side // backbone["patch"], dit_parameters(backbone["width"], backbone["depth"])))
+    for before, after in pairwise(found):
+        assert all(more >= less for less, more in zip(before, after, strict=True)), (before, after)
+    assert len({tokens for _, tokens, _ in found}) > 1
+
+
+@pytest.mark.parametrize(("size", "chain"), [(216, (72, 216)), (504, (56, 168, 504)), (792, (88, 264, 792))])
+def test_a_size_without_whole_latents_of_its_own_is_enlarged_in_any_time(size, chain):
+    assert all(choose_chain("latent", size, operations) == chain for operations in OPERATIONS)
+
+
 def test_1024_px_go_through_64_x_64_latents_where_time_allows_it():
     """By 1,024 tokens on an H100 in a day, by 4,096 on eight of them in days; in less time a small base is enlarged."""
 
@@ -336,6 +360,27 @@ def test_a_plan_for_a_machine_that_is_not_here(case):
     assert any("not here" in note for note in plan.notes) and "described" in plan.device
     assert all(steps >= 100 for steps in predicted["steps"].values()) or case.budget < 60
     assert 1e-4 <= recipe.denoiser.learn.learning_rate <= 0.0032
+
+
+def test_a_plan_for_another_machine_takes_no_time_of_this_one(monkeypatch):
+    """The clock here goes on by a quarter of an hour whenever it is read."""
+    clock, case = itertools.count(0, 900.0), CASES[2]
+    monkeypatch.setattr(make, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    plan = make_plan(noise_pictures(8, case.size), case.machine, case.budget, 0.0, {"size": case.size})
+    seconds = plan.predicted["seconds"]
+    assert len(plan.recipe.chain) > 1 and "prepare" not in seconds
+    assert 0.99 * case.budget < sum(seconds.values()) <= case.budget
+
+
+def test_a_plan_says_where_memory_is_short_and_prints_small_numbers():
+    for memory, short in ((2**29, True), (8 * GB, False)):
+        there = describe_machine("cuda", 1e15, int(memory))
+        plan = make_plan(noise_pictures(), there, 60.0, 0.0, {"size": 16})
+        assert (plan.predicted["peak_memory_bytes"] > memory) is short
+        assert any("of memory, but only 0.5 GB are free" in note for note in plan.notes) is short
+    assert "0.5 GB free" in str(describe_machine("cuda", 1e13, 2**29))
+    assert all(plan.predicted["seconds_a_step"][leg] < 0.005 for leg in plan.recipe.legs)
+    assert not any("of 0.00 s" in line for line in cost_lines(plan))
 
 
 def test_the_update_of_muon_counts():

@@ -53,7 +53,7 @@ class Machine:
         counted = f", {self.threads} thread{'s' * (self.threads != 1)}"
         threads = counted if self.here and self.device.type == "cpu" else ""
         ranks = f", {self.ranks} ranks" if self.ranks > 1 else ""
-        return f"{self.device.type} ({self.name}{threads}, {self.memory / 2**30:.0f} GB free{ranks})"
+        return f"{self.device.type} ({self.name}{threads}, {self.memory / 2**30:,.1f} GB free{ranks})"
 
     def shared_by(self, ranks: int) -> Machine:
         """Of several ranks, those on this machine divide its main memory."""

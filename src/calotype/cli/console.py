@@ -95,7 +95,7 @@ class Terminal:
 
 
 def cost_lines(plan: Plan) -> Iterator[str]:
-    from calotype.report.format import duration
+    from calotype.report.format import digits, duration
 
     predicted, seconds = plan.predicted, plan.predicted["seconds"]
     yield f"device       {plan.device}, {plan.recipe.precision}"
@@ -103,7 +103,7 @@ def cost_lines(plan: Plan) -> Iterator[str]:
         compiled = " (compiled)" if leg in plan.compiled else ""
         yield (
             f"{leg:<12} {plan.parameters(leg) / 1e6:.1f} M parameters, {predicted['steps'][leg]:,} steps of "
-            f"{predicted['seconds_a_step'][leg]:.2f} s{compiled}, {duration(seconds[leg])}"
+            f"{digits(predicted['seconds_a_step'][leg])} s{compiled}, {duration(seconds[leg])}"
         )
     other = sum(spent for step, spent in seconds.items() if step not in plan.recipe.legs)
     rest = f"{duration(other)} of it outside training; {plan.final_count} samples"

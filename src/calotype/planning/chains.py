@@ -67,12 +67,15 @@ def small_chain(size: int) -> tuple[int, ...]:
 
 
 def affords_latents(base: int, operations: float) -> bool:
-    """Whether the denoiser sees enough pictures in latents of pictures of `base` px, by tokens of at most 32 px."""
+    """Whether pictures of `base` px have whole latents, in which the denoiser sees enough of them by tokens of at most
+    32 px."""
     reduction, _ = own_latents(base)
     side = max(1, base // reduction)
     patch = min(choose_patch(side), largest_divisor(side, max(1, LARGEST_TOKEN // reduction)))
     tokens = (side // patch) ** 2
-    return tokens <= MOST_TOKENS**2 and bool(images_afforded(operations, tokens) >= WHOLE_IMAGES)
+    return (
+        fits(base, reduction) and tokens <= MOST_TOKENS**2 and bool(images_afforded(operations, tokens) >= WHOLE_IMAGES)
+    )
 
 
 def own_latents(size: int) -> tuple[int, int]:

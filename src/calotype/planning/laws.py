@@ -59,9 +59,23 @@ def training_flops(width: int, depth: int, tokens: int) -> float:
     return 12.0 * tokens * depth * width * (6 * width + tokens)
 
 
+@cache
+def dit_starts() -> dict[tuple[int, int], float]:
+    """The operations from which on the law takes each shape."""
+    smallest, largest = dit_parameters(*SMALLEST_DIT), dit_parameters(*LARGEST_DIT)
+    return {
+        shape: MEASURED_OPERATIONS * (parameters / smallest) ** (1 / DIT_GROWTH)
+        for shape, parameters in dit_shapes().items()
+        if parameters <= largest
+    }
+
+
 def images_afforded(operations: float, tokens: int) -> float:
-    """Pictures that the DiT of the law sees."""
-    return operations / training_flops(*dit_shape(operations), tokens)
+    """Pictures that the DiT of the law sees with so many operations, or with more if those are fewer: where the law
+    goes to the next larger network, that one sees fewer pictures."""
+    larger = [(start, shape) for shape, start in dit_starts().items() if start > operations]
+    steps = [(operations, dit_shape(operations)), *larger]
+    return min(spent / training_flops(*shape, tokens) for spent, shape in steps)
 
 
 # -- Local networks: the autoencoder, and stages that enlarge ----------------------------------------------------------

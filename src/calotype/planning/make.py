@@ -23,7 +23,7 @@ from calotype.planning.count import Counted
 from calotype.planning.inherit import explain_start, inherit
 from calotype.planning.laws import FEW_EPOCHS, learning_rate, time_shares
 from calotype.planning.measure import Measurement
-from calotype.planning.memory import choose_sharding, latent_bytes, rounds_of, unread_pixel_bytes
+from calotype.planning.memory import choose_sharding, gigabytes, latent_bytes, rounds_of, unread_pixel_bytes
 from calotype.planning.plan import Plan, explain, network_of
 from calotype.planning.sizes import check_sizes
 from calotype.recipe import DiffusionConfig, EnlargeRecipe, OptimizerConfig, Recipe, exposure_above, leg_above
@@ -111,13 +111,25 @@ def make_plan(
             *bucket_notes(some_sizes(pictures), recipe.aspect_buckets, recipe.size, recipe.unit),
         ],
     )
-    if not machine.here:
-        started = time.monotonic()  # how long planning takes there is not known
-    allot(plan, costs, sets_of(recipe, pictures), started + budget, proposing, operations)
+    deadline = started + budget if machine.here else None
+    allot(plan, costs, sets_of(recipe, pictures), deadline, proposing, operations)
     reasons |= reasons_of_legs(plan, pictures) | about
     plan.choices = explain(recipe, parse_recipe(proposal), pictures, reasons, start)
     plan.predicted["disk_bytes"] += unread_pixel_bytes(pictures, machine.memory) + (start.bytes if start else 0)
+    plan.notes += memory_notes(plan, machine)
     return plan
+
+
+def memory_notes(plan: Plan, machine: Machine) -> list[str]:
+    """What is predicted for a machine that is not here may be more than it has: of one that is, the free memory is what
+    was left when the pictures had been read."""
+    peak = plan.predicted["peak_memory_bytes"]
+    if machine.here or peak <= machine.memory:
+        return []
+    return [
+        f"the plan needs about {gigabytes(peak)} of memory, but only {gigabytes(machine.memory)} are free; it may stop "
+        f"for lack of memory"
+    ]
 
 
 def reasons_of_legs(plan: Plan, pictures: Pictures) -> dict[str, str]:
@@ -132,8 +144,10 @@ def reasons_of_legs(plan: Plan, pictures: Pictures) -> dict[str, str]:
         if leg != "autoencoder"  # whose network is not chosen by them
     }
     epochs = images["denoiser"] / max(1, pictures.trained)
-    law = f"none for a run that sees each picture up to {FEW_EPOCHS} times, 0.1 more with each tenfold"
-    return reasons | {"dropout": f"{law}; this sees it about {epochs:,.1f} times"}
+    law = f"none up to {FEW_EPOCHS} times that each picture is seen, 0.1 more with each tenfold"
+    counted = "counted as if all of the time were training at full speed"
+    times = f"{epochs:,.0f}" if epochs >= 10 else f"{epochs:.1f}"
+    return reasons | {"dropout": f"{law}, {counted}; the plan sees it about {times} times"}
 
 
 def costs_of(
@@ -174,18 +188,20 @@ def with_optimizers(proposal: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 
 def allot(
-    plan: Plan, measured: Costs, sets: Sequence[int], deadline: float, proposing: float = 0.0, operations: float = 0.0
-) -> None:
-    """Divides the time that is left until `deadline`, by the monotonic clock, among the steps of a run.
+    plan: Plan, measured: Costs, sets: Sequence[int], deadline: float | None, proposing: float = 0.0,
+    operations: float = 0.0,
+) -> None:  # fmt: skip
+    """Divides the time that is left until `deadline`, by the monotonic clock, among the steps of a run; None is for a
+    machine that is not here, where it is not known how long planning takes: all of the budget is left.
 
     `sets` has the numbers of pictures in the sets of the first stage, `operations` are those of the whole run.
     `proposing` is how many seconds the proposal took, mostly for the priors of stages that enlarge: they are fitted
     again, to more pictures, before their legs.
     """
     recipe, a_picture, count = plan.recipe, sum(measured.sampling), sum(sets)
-    left = deadline - time.monotonic()
+    left = plan.budget_seconds if deadline is None else deadline - time.monotonic()
     seconds = between_legs(plan, measured, count, left)
-    if recipe.chain[1:]:
+    if recipe.chain[1:] and deadline is not None:
         seconds["prepare"] = proposing
     samples = max(4.0, min(48.0, 0.04 * left / a_picture))
     plan.final_count = max(4, int(samples) // 6 * 6)
