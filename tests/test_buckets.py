@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from PIL import Image
-from small import CASCADE, CPU, Keeper, be_quick, noise_pixels, recipe, request
+from small import CASCADE, CPU, Keeper, be_quick, noise_pictures, noise_pixels, recipe, request
 
 import calotype
 from calotype.cli.commands import check_data, plan, resume, train
@@ -27,12 +27,14 @@ from calotype.data.captions import Captions
 from calotype.data.folder import read_folder
 from calotype.data.images import cut, images_from_pixels, pils_from_images
 from calotype.data.sources import PictureSource
+from calotype.data.split import Split
 from calotype.files import read_json
 from calotype.planning.make import sets_of
 from calotype.priors import fit
 from calotype.spaces.pixel import PixelSpace
 from calotype.training.examples import Bucket, MixedSource, main_bucket, picture_examples
 from calotype.training.fitting import fit_mixture, take
+from calotype.training.legs import denoiser_leg
 from calotype.types import Condition, Rng, UserError
 
 TALL, SQUARE, WIDE = PixelSize(12, 24), PixelSize(16, 16), PixelSize(24, 12)
@@ -277,6 +279,19 @@ def test_a_leg_is_validated_by_the_bucket_with_most_validation_pictures(folder, 
     divided = buckets_of(folder, tmp_path)
     counts = [len(bucket.pictures.validation_indices) for bucket in divided]
     assert sum(counts) == 1 and counts[main_bucket(divided)] == max(counts) > 0
+
+
+def test_an_aspect_ratio_may_be_in_the_validation_set_alone():
+    squares, wide = noise_pictures(12), noise_pictures(6, seed=1)
+    nobody, all_of = torch.zeros, torch.ones
+    squares = replace(squares, split=Split(*(fill(12, dtype=torch.bool) for fill in (all_of, nobody, nobody))))
+    wide = replace(wide, split=Split(*(fill(6, dtype=torch.bool) for fill in (nobody, all_of, nobody))))
+    wide = replace(wide, pixels=wide.pixels[..., :12, :])
+    divided = [Bucket(one, picture_examples(recipe(flip=False), one, CPU)) for one in (squares, wide)]
+    leg = denoiser_leg(recipe(flip=False), divided, PixelSpace(), CPU)
+    assert leg.validator.held_out.clean.shape[-2:] == (12, 16) and len(leg.validator.held_out) == 6
+    assert leg.validator.train.clean.shape[-2:] == (16, 16)
+    assert leg.validator.measure().keys() >= {"held_out_loss", "train_loss"}
 
 
 # -- Runs --------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Runs that go on: from the networks of a finished run, with more time, and what is seen of them meanwhile."""
 
 import json
+import re
 import shlex
 import shutil
 from dataclasses import replace
@@ -36,6 +37,7 @@ from calotype.data.split import SplitConfig
 from calotype.evaluation.candidate import notes_on_split, open_candidate, split_by, with_unseen
 from calotype.files import is_whole, read_json, read_tensors, sha256, write_json
 from calotype.model import load
+from calotype.planning import Plan
 from calotype.planning.inherit import compare_autoencoders
 from calotype.priors.prior import trained_state
 from calotype.ranks import current_job
@@ -462,6 +464,28 @@ def test_the_prior_of_the_part_before_stays(again, monkeypatch):
     assert (again / "constants" / "space").is_dir() and not (again / "before" / "1" / "constants").exists()
 
 
+def test_closed_forms_of_other_pictures_stay_known_as_such(again, monkeypatch):
+    """In the next part, too, where they are neither cross-fitted nor, after `resume --data`, left there."""
+    run = Run.open(again)
+    run.state.outdated = ["denoiser"]
+    run.save()
+    monkeypatch.setattr(commands.training, "produce", lambda run, *more: run.folder)
+    commands.resume(ResumeOptions(again, budget=1e-6), Keeper())
+    after = Run.open(again).state
+    assert (after.part, after.outdated) == (2, ["denoiser"]) and after.constants == run.state.constants != {}
+
+
+@pytest.mark.parametrize(
+    ("crops", "augmentation", "kept"), [(0, 0.0, True), (12, 0.0, False), (0, 0.3, False)], ids=["", "searched", "set"]
+)
+def test_the_augmentation_level_that_was_found_stays_where_it_is_not_searched_again(crops, augmentation, kept):
+    own = parse_recipe(merge(CASCADE, {"enlarge": {"16": {"sampling": {"augmentation": augmentation}}}}))
+    plan = Plan(recipe=own, device="cpu", budget_seconds=1.0, level_crops={"16": crops})
+    levels = {"16": LevelSearch(best=0.2), "64": LevelSearch(best=0.1)}
+    expected = {"16": levels["16"]} if kept else {}
+    assert extending.levels_again(RunState(levels=levels), plan) == expected
+
+
 def test_other_draws_than_those_of_the_part_before(again):
     commands.resume(ResumeOptions(again, budget=1e-6), Keeper())
     seeds = [
@@ -573,6 +597,27 @@ def test_more_time_for_what_is_not_finished_or_has_changed_is_one_line(again, tm
     state.save()
     part = state.state.part
     assert commands.resume(ResumeOptions(again, budget=1e-6), Keeper()) == again and Run.open(again).state.part == part
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "why"),
+    [
+        ("width = 16", "width = 32", "its backbone differs"),
+        ("channels = 3", "channels = 4", "its kind or autoencoder differs"),
+        ("", "", "plan.json"),
+    ],
+)
+def test_more_time_for_other_networks_or_without_a_plan_is_one_line(again, before, after, why):
+    """A network that starts anew would take the place of the trained one; without its plan, which legs follow the
+    clock is not known."""
+    text = (again / "recipe.toml").read_text()
+    assert before in text
+    (again / "recipe.toml").write_text(text.replace(before, after))
+    if not before:
+        (again / "plan.json").unlink()
+    with pytest.raises(UserError, match=re.escape(why)) as error:
+        commands.resume(ResumeOptions(again, budget=1e-6), Keeper())
+    assert "\n" not in str(error.value) and Run.open(again).state.part == 1
 
 
 # -- Previews ----------------------------------------------------------------------------------------------------------

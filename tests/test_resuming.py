@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import Keeper, be_quick, machine, recipe, request, write_pictures
+from small import CASCADE, Keeper, be_quick, machine, recipe, request, write_pictures
 from test_never_loses_work import stopped_run
 from test_train import interrupted_at, products
 
@@ -20,7 +20,8 @@ from calotype.data.split import is_split_of, write_split
 from calotype.files import is_whole, read_json, read_tensors, write_json
 from calotype.model import load
 from calotype.run import Run, RunState
-from calotype.tables import differences
+from calotype.settings import parse_recipe
+from calotype.tables import differences, merge
 from calotype.training import legs
 from calotype.training.process import Interrupted
 from calotype.types import UserError
@@ -200,6 +201,16 @@ def test_what_was_fitted_and_chosen_by_other_pictures_is_forgotten_where_no_chec
     assert run.state.outdated == ["denoiser"]
 
 
+def test_the_closed_form_of_a_finished_leg_is_known_to_be_of_other_pictures(tmp_path):
+    """For the next part of the run, whose denoiser would else be cross-fitted by halves of the earlier pictures."""
+    begun(tmp_path, write_pictures(tmp_path / "old", 40, classes=()))
+    run = Run.open(tmp_path / "run")
+    run.state.legs, run.state.constants = {"autoencoder": "finished", "denoiser": "finished"}, {"denoiser": "0"}
+    (tmp_path / "old" / "0.png").unlink()
+    resuming.read_again(run, SMALL, tmp_path / "old", Keeper())
+    assert run.state.outdated == ["denoiser"] == [*run.state.constants]
+
+
 def test_a_denoiser_that_was_trained_keeps_its_space_and_is_not_cross_fitted_on_other_pictures(tmp_path, monkeypatch):
     be_quick(monkeypatch)
     run, crossed = tmp_path / "run", []
@@ -308,6 +319,14 @@ def test_a_run_that_says_nothing_of_a_leg_is_damaged(tmp_path):
     run = Run(tmp_path, RunState(legs={"denoiser": "waiting"}))
     with pytest.raises(UserError, match=r"run\.json is damaged: legs says nothing of autoencoder; put the file back"):
         resuming.note_changes(run, recipe(), "cpu", machine(), Keeper())
+
+
+def test_a_leg_that_recipe_toml_has_got_is_named_by_its_setting(tmp_path):
+    before = parse_recipe(CASCADE)
+    run = Run(tmp_path, RunState(legs=dict.fromkeys(before.legs, "training"), settings=before.model_dump(mode="json")))
+    after = parse_recipe(merge(CASCADE, {"enlarge": {"16": {"exposure": {"images": 8}}}}))
+    with pytest.raises(UserError, match=r"enlarge\.16\.exposure\.images was 0 when .* and is 8 .*; put it back"):
+        resuming.note_changes(run, after, "cpu", machine(), Keeper())
 
 
 def test_other_settings_are_named_and_taken(run, unproduced):

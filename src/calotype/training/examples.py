@@ -49,6 +49,13 @@ def main_bucket(buckets: Sequence[Bucket]) -> int:
     return max(range(len(buckets)), key=lambda index: len(buckets[index].pictures.validation_indices))
 
 
+def bucket_with_training(buckets: Sequence[Bucket], main: int) -> int:
+    """`main`, or the index of the bucket with the most training pictures where it has none: a subfolder named for
+    validation may have all pictures of an aspect ratio."""
+    counts = [len(bucket.pictures.train_indices) for bucket in buckets]
+    return main if counts[main] else counts.index(max(counts))
+
+
 def without_unread_captions(recipe: Recipe, pictures: Pictures) -> Pictures:
     """Without captions where no text encoder reads them."""
     return pictures if recipe.denoiser.text.kind != "none" else replace(pictures, captions=None)

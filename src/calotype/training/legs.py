@@ -28,7 +28,15 @@ from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, exposure_abo
 from calotype.run import Run
 from calotype.spaces.pixel import Space
 from calotype.training.control import MIN_RECONSTRUCTED, CriticGuard
-from calotype.training.examples import Bucket, Examples, MixedSource, main_bucket, of_view, picture_source
+from calotype.training.examples import (
+    Bucket,
+    Examples,
+    MixedSource,
+    bucket_with_training,
+    main_bucket,
+    of_view,
+    picture_source,
+)
 from calotype.training.fitting import Constants, channel_weights, cross_fitted, fit_mixture, fit_patches, keep
 from calotype.training.leg import Leg
 from calotype.training.loop import TrainProgress
@@ -166,7 +174,7 @@ def diffusion_leg(
     averaged = replace(stage, denoiser=average)
     trained = [bucket.pictures.train_indices for bucket in buckets]
     sources = [bucket.examples(chosen) for bucket, chosen in zip(buckets, trained, strict=True)]
-    (pictures, examples), train = buckets[main], sources[main]
+    (pictures, examples), train = buckets[main], sources[bucket_with_training(buckets, main)]
     count = VALIDATED.count(train.batch(0, 1).clean[0].numel())
     chosen = of_view(examples(pictures.validation_indices), 0)
     held_out = chosen.batch(0, min(count, len(pictures.validation_indices)))

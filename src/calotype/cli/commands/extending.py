@@ -22,15 +22,16 @@ from calotype.cli.options import ResumeOptions
 from calotype.data.folder import Pictures
 from calotype.files import is_whole, make_folder, read_json, remove, whole_folder, write_json, write_whole
 from calotype.machine import Machine, examine
-from calotype.planning import Plan, make_plan, of_guidance
+from calotype.planning import Plan, make_plan, of_guidance, searches_level
 from calotype.ranks import Ranks, current_job
 from calotype.recipe import OptimizerConfig, Recipe
 from calotype.report.format import duration
-from calotype.run import BEFORE_FOLDER, Run, RunState, read_state
+from calotype.run import BEFORE_FOLDER, LevelSearch, Run, RunState, read_state
 from calotype.settings import parse_recipe, read_recipe, to_toml
 from calotype.tables import merge
 from calotype.training.snapshot import SPACE
-from calotype.training.warm_start import next_seed
+from calotype.training.warm_start import WarmStart, next_seed
+from calotype.types import UserError
 
 NEXT_FOLDER = "next"
 ARCHIVED = (
@@ -53,8 +54,10 @@ def extend(
     pictures = read_unchanged(run, recipe, options.data, console)
     was_read, machine = time.monotonic(), examine(options.device).shared_by(ranks.count)
     source = source_of(run, options.device)
-    start = replace(source.start, again=settings_again(run, recipe))
-    plan = make_plan(pictures, machine, budget, options.started, guidance_by_user(run, recipe), start)
+    before = Plan.read(folder / "plan.json", recipe)
+    start = replace(source.start, again=settings_again(before, recipe))
+    require_same_networks(start, folder)
+    plan = make_plan(pictures, machine, budget, options.started, guidance_by_user(before), start)
     console.plan(plan)
     check_disk(folder, plan)
     copy_start(source, folder)
@@ -72,14 +75,14 @@ def extend(
     return after, plan, pictures, machine
 
 
-def settings_again(run: Run, recipe: Recipe) -> dict[str, Any]:
+def settings_again(before: Plan, recipe: Recipe) -> dict[str, Any]:
     """The settings of the run for its next part.
 
     Legs whose length followed the clock follow it again, those with a fixed one see as many images again. Of an
     autoencoder that was trained the decoder is trained further: else it would limit what more time can reach
     (dev/LOG.md, 2026-11-28).
     """
-    paced = {leg: 0 for leg in recipe.legs if leg in run.plan.get("paced", [])}
+    paced = {leg: 0 for leg in recipe.legs if leg in before.paced}
     warmup = {"learn": {"warmup": OptimizerConfig().warmup}}  # chosen again for the length of the leg
     enlarge = {str(size): warmup for size in recipe.chain[1:]}
     space = {"space": {"kind": "run", "finetune": recipe.trains_space}} if recipe.kind == "latent" else {}
@@ -87,20 +90,34 @@ def settings_again(run: Run, recipe: Recipe) -> dict[str, Any]:
     return merge(recipe.with_images(paced).model_dump(mode="json"), changes)
 
 
-def guidance_by_user(run: Run, recipe: Recipe) -> dict[str, Any]:
+def require_same_networks(start: WarmStart, folder: Path) -> None:
+    """Raises `UserError` where `recipe.toml` now makes other networks than those that are to be trained further: they
+    would start anew, and take the place of the trained ones."""
+    recipe, trained = parse_recipe(start.again or {}), start.recipe
+    reasons = [start.obstacle(recipe, size) for size in recipe.chain]
+    if (recipe.kind, recipe.autoencoder.network) != (trained.kind, trained.autoencoder.network):
+        reasons.insert(0, "its kind or autoencoder differs")
+    if why := next(filter(None, reasons), ""):
+        raise UserError(
+            f"the networks of {folder / 'recipe.toml'} are not those of the model in {folder} any more ({why}); put "
+            f"its settings back, or start a new run"
+        )
+
+
+def guidance_by_user(before: Plan) -> dict[str, Any]:
     """The guidance and epsilon scaling that the user has set, which were then not searched; else nothing."""
-    by_user = run.plan.get("guidance_by_user")
-    if not by_user if by_user is not None else run.plan.get("guidance_samples"):
+    by_user = before.guidance_by_user
+    if not by_user if by_user is not None else before.guidance_samples:
         return {}
-    return {"sampling": of_guidance(recipe.sampling.model_dump(mode="json"))}
+    return {"sampling": of_guidance(before.recipe.sampling.model_dump(mode="json"))}
 
 
 def next_state(before: RunState, source: Source, plan: Plan, machine: Machine) -> RunState:
-    """What `run.json` says at the start of the next part. What was found of guidance stays, where there is no time to
-    search again."""
+    """What `run.json` says at the start of the next part. What was found of guidance and augmentation levels stays,
+    where there is no time to search again, and what is known of the closed forms, which stay, too."""
     kept = {
         "name", "created", "data", "content", "uncaptioned", "labels", "pictures", "split", "classes", "versions",
-        "black_and_white",
+        "black_and_white", "constants", "outdated",
     }  # fmt: skip
     return RunState(
         **before.model_dump(include=kept),
@@ -111,9 +128,19 @@ def next_state(before: RunState, source: Source, plan: Plan, machine: Machine) -
         job=current_job(),
         settings=plan.recipe.model_dump(mode="json"),
         guidance=None if plan.guidance_samples or plan.guidance_by_user else before.guidance,
+        levels=levels_again(before, plan),
         origin=source.origin,
         part=before.part + 1,
     )
+
+
+def levels_again(before: RunState, plan: Plan) -> dict[str, LevelSearch]:
+    """The augmentation levels that were found, of the stages for which they are not searched again, nor set by the
+    user."""
+    sizes = (size for size in plan.recipe.chain[1:] if searches_level(plan.recipe.enlarging(size)))
+    return {
+        key: before.levels[key] for key in map(str, sizes) if key in before.levels and not plan.level_crops.get(key)
+    }
 
 
 def switch(folder: Path) -> None:

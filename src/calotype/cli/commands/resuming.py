@@ -88,8 +88,8 @@ def change_pictures(run: Run, recipe: Recipe, pictures: Pictures, change: str, c
     pictures = pictures.split_by(continued_split(seen, recipe.split))
     unknown = ["the new sets may hold out pictures that were trained on before"] if seen is None else []
     announce(run, console, "; ".join([change, *pictures.split.notes, *unknown]))
-    state.outdated = []
-    for leg in [leg for leg in state.constants if state.legs.get(leg) != "finished"]:
+    state.outdated = [leg for leg in state.constants if state.legs.get(leg) == "finished"]
+    for leg in [leg for leg in state.constants if leg not in state.outdated]:
         if checkpoints(folder / "checkpoints", leg):
             state.outdated.append(leg)
             stays = "its closed form stays that of the earlier pictures, with which it was trained"
@@ -180,12 +180,13 @@ def note_changes(run: Run, recipe: Recipe, device: str, machine: Machine, consol
     Raises `UserError` for a setting with which networks have been trained already, and where the run does not say how
     far a leg is.
     """
+    changes = [*_settings(run, recipe), *_machine(run, device, machine)]
     if missing := [leg for leg in recipe.legs if leg not in run.state.legs]:
         raise UserError(
             f"{run.folder / 'run.json'} is damaged: legs says nothing of {', '.join(missing)}; put the file back from "
             f"a copy, or start a new run"
         )
-    for text in (*_settings(run, recipe), *_machine(run, device, machine)):
+    for text in changes:
         announce(run, console, text)
     run.state.settings = recipe.model_dump(mode="json")
     run.state.threads, run.state.ranks = machine.threads, machine.ranks
