@@ -223,6 +223,12 @@ def test_answers_have_no_paths_in_them(client, token, folder):
         assert str(folder.parent) not in client.get(path, headers=token).text
 
 
+@pytest.mark.parametrize("ending", ["9" * 5000, f"0?at={'9' * 5000}"])
+def test_long_addresses_are_refused(client, token, ending):
+    """Python makes no number of so many digits, and starlette does not expect that."""
+    assert client.get(f"/runs/{RUN}/previews/denoiser/{ending}", headers=token).status_code == 414
+
+
 @pytest.mark.parametrize(
     ("path", "most"), [("/v1/images/generations", safety.MAX_JSON), ("/v1/images/edits", safety.MAX_EDIT)]
 )
@@ -431,6 +437,9 @@ def test_a_damaged_run_costs_neither_the_list_nor_a_riddle(damaged):
     for run in ("endless", "broken", "pipe", "below"):
         assert client.get(f"/runs/{id_of(run)}").status_code == 200
         assert client.get(f"/compare?runs={id_of(run)}&runs={RUN}").status_code == 200
+    (folder / "run" / "plan.json").write_text('{"choices": [{"what": "width", "value": NaN, "why": "-Infinity"}]}')
+    choices = client.get(f"/api/runs/{RUN}").json()["plan"]
+    assert choices == [{"what": "width", "value": None, "why": "-Infinity"}]
     page = client.get(f"/runs/{id_of('broken')}").text
     assert "What is damaged" in page, page[page.index("data-part") :][:900]
     answer = client.post("/v1/images/generations", json={"model": "broken"})
