@@ -209,7 +209,7 @@ def test_hostile_names_are_text_everywhere(client, token, folder):
 
 
 def test_ids_lead_to_runs_and_nothing_else(client, token):
-    for run in ("..", "run", "%2e%2e", "outside", id_of("outside"), id_of(".."), "x" * 5000):
+    for run in ("..", "run", "%2e%2e", "outside", id_of("outside"), id_of(".."), "x" * 4000):
         assert client.get(f"/runs/{run}/gallery", headers=token).status_code == 404
     for path in (
         f"/runs/{RUN}/pictures/..%2f..%2frun.json", f"/runs/{RUN}/pictures/{'a' * 20}", "/static/..%2fserver.py",
