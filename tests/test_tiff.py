@@ -17,11 +17,11 @@ from calotype.data.survey import survey
 from calotype.data.tiff import PREMULTIPLIED
 from calotype.files import sha256
 
-SIDE, GREY, RGB, FLOAT = 16, 1, 2, 3
+SIDE, GREY, RGB, FLOAT, YCBCR, LAB = 16, 1, 2, 3, 6, 8
 
 
-def tiff(values, photometric=RGB, order="<", packed=False, separate=False, form=1, rows=SIDE, *, turn=1, opacity=None):
-    """Of an array (rows, columns, channels), in strips of so many rows."""
+def tiff(values, photometric=RGB, order="<", packed=False, separate=False, form=1, rows=SIDE, *, turn=1, more=()):
+    """Of an array (rows, columns, channels), in strips of so many rows. `more`: tags, or other values of them."""
     height, width, channels = values.shape
     values = values.astype(values.dtype.newbyteorder(order))
     planes = [values[..., [channel]] for channel in range(channels)] if separate else [values]
@@ -30,21 +30,20 @@ def tiff(values, photometric=RGB, order="<", packed=False, separate=False, form=
     tags = {256: [width], 257: [height], 258: [8 * values.itemsize] * channels, 259: [8 if packed else 1]}
     tags |= {262: [photometric], 273: strips, 274: [turn], 277: [channels], 278: [rows], 279: [*map(len, strips)]}
     tags |= {284: [2 if separate else 1], 339: [form] * channels}
-    tags |= {} if opacity is None else {338: [opacity]}
-    tags = dict(sorted(tags.items()))
+    tags = dict(sorted((tags | dict(more)).items()))
     place = 8 + 2 + 12 * len(tags) + 4
     starts = [place + 4 * sum(len(each) for each in tags.values() if len(each) > 1)]
     for strip in strips:
         starts.append(starts[-1] + len(strip))
-    entries, more = b"", b""
+    entries, long = b"", b""
     for tag, own in tags.items():
         content = struct.pack(f"{order}{len(own)}I", *(starts[:-1] if tag == 273 else own))
         if len(own) > 1:
-            content, more = struct.pack(f"{order}I", place + len(more)), more + content
+            content, long = struct.pack(f"{order}I", place + len(long)), long + content
         entries += struct.pack(f"{order}HHI", tag, 4, len(own)) + content
     mark = b"II*\0" if order == "<" else b"MM\0*"
     head = mark + struct.pack(f"{order}IH", 8, len(tags))
-    return b"".join((head, entries, bytes(4), more, *strips))
+    return b"".join((head, entries, bytes(4), long, *strips))
 
 
 def with_tags(content, tags):
@@ -141,8 +140,37 @@ def test_planes_with_opacity_in_the_colours_are_read(tmp_path, kind):
     values = noise(np.iinfo(kind).max + 1, 4, kind)
     values[..., 3] = np.iinfo(kind).max
     values[0, 0, :3] = 0
-    pixels = read(tmp_path, tiff(values, separate=True, opacity=PREMULTIPLIED))
+    pixels = read(tmp_path, tiff(values, separate=True, more={338: [PREMULTIPLIED]}))
     assert np.abs(pixels - values[..., :3] * (255 / np.iinfo(kind).max)).max() <= 1
+
+
+@PACKED
+@pytest.mark.parametrize(("channels", "kind", "more"), [(2, GREY, {338: [2]}), (3, LAB, {}), (5, RGB, {338: [2, 0]})])
+def test_planes_that_pillow_mixes_up_are_named(tmp_path, packed, channels, kind, more):
+    """Grey with opacity was read as nearly white, Lab with wrong colours, and a fifth channel was called damage."""
+    content = tiff(noise(256, channels, np.uint8), kind, packed=packed, separate=True, more=more)
+    with pytest.raises(UnreadableError, match=f"a TIFF of {channels} channels of 8-bit whole numbers in planes, a"):
+        read(tmp_path, content)
+
+
+@PACKED
+def test_grey_with_opacity_in_it_is_read(tmp_path, packed):
+    values = noise(256, 2, np.uint8)
+    values[..., 0] = np.minimum(values[..., 0], values[..., 1])
+    pixels = read(tmp_path, tiff(values, GREY, packed=packed, more={338: [PREMULTIPLIED]}))
+    assert np.abs(pixels - (values[..., :1] + 255.0 - values[..., 1:])).max() <= 2
+
+
+@PACKED
+def test_subsampled_colours_are_read(tmp_path, packed):
+    """Four values of brightness and one pair of colours for each square of four pixels."""
+    blocks = noise(256, 6, np.uint8)
+    blocks[..., 4:] = 100 + blocks[..., 4:] // 5
+    tags = {256: [2 * SIDE], 257: [2 * SIDE], 258: [8] * 3, 277: [3], 278: [2 * SIDE], 339: [1] * 3, 530: [2, 2]}
+    bright = blocks[..., :4].reshape(SIDE, SIDE, 2, 2).swapaxes(1, 2).reshape(2 * SIDE, 2 * SIDE, 1)
+    whole = np.concatenate([bright, blocks[..., 4:].repeat(2, 0).repeat(2, 1)], 2)
+    expected = np.asarray(Image.frombytes("YCbCr", (2 * SIDE, 2 * SIDE), whole.tobytes()).convert("RGB")).astype(int)
+    assert np.abs(read(tmp_path, tiff(blocks, YCBCR, packed=packed, more=tags)) - expected).max() <= 3
 
 
 def test_of_a_large_file_the_planes_alone_are_read(tmp_path):

@@ -71,6 +71,8 @@ def as_srgb(image: Image.Image, span: Range | None, factor: int) -> tuple[Image.
 
     `span`: the values of black and white of a deep grey picture.
     """
+    if image.mode == "La":  # grey multiplied by its opacity, which Pillow converts to nothing else
+        image = image.convert("LA")
     white = _in_strips(image, span, "white", factor)
     if not image.has_transparency_data or np.asarray(white).min() < NEARLY_WHITE:
         return white, False

@@ -9,10 +9,10 @@ from itertools import accumulate
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
-WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES_A_PIXEL, PLANES, EXTRA, SAMPLE_FORMAT = (
-    256, 257, 258, 259, 262, 277, 284, 338, 339
+WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES_A_PIXEL, PLANES, EXTRA, SAMPLE_FORMAT, SUBSAMPLING = (
+    256, 257, 258, 259, 262, 277, 284, 338, 339, 530
 )  # fmt: skip
 PLACES = ((273, 279), (324, 325))
 """Where the strips, or the tiles, begin, and how many bytes they have."""
@@ -25,6 +25,8 @@ NATIVE = {
     "I;16S": "I;16NS", "I;16BS": "I;16NS", "I;32S": "I;32NS", "I;32BS": "I;32NS", "F;32F": "F;32NF", "F;32BF": "F;32NF",
 }  # fmt: skip
 """Raw modes in the byte order of a file, and in that of this machine, in which libtiff gives values."""
+MIXED_UP = {"LA", "La", "PA", "LAB", "RGBAX", "RGBAXX", "RGBaX", "RGBaXX"}
+"""Raw modes whose planes Pillow puts in other places, or does not read, where each is on its own."""
 
 TiffImagePlugin.OPEN_INFO.setdefault((b"MM", MINIMUM_IS_WHITE, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
 
@@ -34,6 +36,9 @@ def put_right(image: ImageFile.ImageFile) -> None:
 
     Pillow takes parts that libtiff has decoded for bytes in the order of the file. Where planes are not compressed it
     decodes each by one letter of the raw mode, which is right for planes of 8 bits whose names are letters, as R, G, B.
+    Where colours are not compressed but subsampled (YCbCr), it takes them for whole.
+
+    Raises `UnidentifiedImageError` for planes that Pillow would mix up.
     """
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return
@@ -43,8 +48,13 @@ def put_right(image: ImageFile.ImageFile) -> None:
         letters = "".join(dict.fromkeys(_raw_modes(image)))
         _leave_to_libtiff(image)
         image.info[PUT_RIGHT] |= _raw_modes(image) != [letters]
+    elif tags.get(SUBSAMPLING, (1, 1)) != (1, 1) and image.mode == "YCbCr" and not image.use_load_libtiff:
+        _leave_to_libtiff(image)
+        image.info[PUT_RIGHT] = True
     elif image.use_load_libtiff:
         image.info[PUT_RIGHT] |= any("B" in mode for mode in _raw_modes(image) if mode in NATIVE)
+    if tags.get(PLANES) == SEPARATE and MIXED_UP & {*_raw_modes(image)}:
+        raise UnidentifiedImageError
     if image.use_load_libtiff:
         image.tile = [tile._replace(args=_native(tile.args)) for tile in image.tile]
 
@@ -136,4 +146,5 @@ def kind_of_tiff(file: IO[bytes]) -> str:
         return ""
     of = "floating point" if form == FLOATING_POINT else "whole numbers"
     channels = f"{samples} channel{'s' * (samples != 1)}"
-    return f"a TIFF of {channels} of {bits}-bit {of}" if whole and isinstance(samples, int) else ""
+    apart = " in planes" if samples != 1 and tags.get(PLANES) == SEPARATE else ""
+    return f"a TIFF of {channels} of {bits}-bit {of}{apart}" if whole and isinstance(samples, int) else ""

@@ -64,7 +64,10 @@ def without_folders(text: str, *known: Path) -> str:
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    content = json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    if re.search("NaN|Infinity", text):  # of a damaged file; JSON has no such numbers, and browsers do not read them
+        text = json.dumps(json.loads(text, parse_constant=lambda _: None), ensure_ascii=False)
+    content = text.encode("utf-8", "backslashreplace")
     return Response(content, status, dict(headers or {}), "application/json")
 
 

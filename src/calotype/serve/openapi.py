@@ -72,7 +72,7 @@ OPERATIONS: dict[tuple[str, str], tuple[str, Body]] = {
 ERRORS = {
     "400": "A field is wrong or unknown, and is named", "401": "The token is missing", "403": "The origin is another",
     "404": "There is no such thing", "409": "Not in the state in which it is, or the run is damaged",
-    "414": "The query is too long", "421": "The Host header names another server",
+    "414": "The path or query is too long", "421": "The Host header names another server",
     "500": "An error of the server or of its disk",
 }  # fmt: skip
 CHANGE_ERRORS = {

@@ -36,7 +36,8 @@ MAX_JSON, MAX_EDIT, MAX_UPLOAD = 2**20, 2**25, 2**26
 """Bytes of a body: of a request, of a form with a picture, of a file."""
 BODY_SECONDS = 60.0
 """In which a body must have arrived."""
-MAX_QUERY = 4096
+MAX_ADDRESS = 4096
+"""Letters of a path, or of a query."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,8 @@ class Guarded:
             return 421, f"{named}; open the address that calotype serve has printed"
         if origins not in ([], [f"http://{hosts[0]}"]):
             return 403, f"the Origin header is {', '.join(origins)!r:.80}, but only pages of this server may ask it"
-        if len(scope["query_string"]) > MAX_QUERY:
-            return 414, f"the query has more than {MAX_QUERY:,} letters"
+        if max(len(scope["path"]), len(scope["query_string"])) > MAX_ADDRESS:
+            return 414, f"the address has a path or query of more than {MAX_ADDRESS:,} letters"
         return None
 
     def unproven(self, scope: Scope) -> tuple[int, str] | None:
