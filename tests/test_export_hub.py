@@ -135,7 +135,7 @@ def test_the_real_package_without_a_hub_is_one_line(name, message, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_a_mistake_of_ours_is_not_said_to_be_the_connection(hub, monkeypatch):
+def test_a_mistake_of_ours_does_not_blame_the_connection(hub, monkeypatch):
     monkeypatch.setattr(sys.modules["huggingface_hub"].HfApi, "create_repo", lambda *_, **__: {}["address"])
     with pytest.raises(KeyError, match="address"):
         push_folder(PushOptions(GOLDEN / "labels", "me/faces"), Keeper())
