@@ -297,7 +297,7 @@ def proposed(size, budget=600.0, flops=1e11, **changes):
     return parse_recipe(merge(settings, changes)), reasons
 
 
-@pytest.mark.parametrize("kind, budget, steps", [("latent", 600, 12), ("latent", 10_000, 24), ("cascade", 10_000, 12)])
+@pytest.mark.parametrize("kind, budget, steps", [("latent", 600.0, 12), ("latent", 1e4, 24), ("cascade", 1e4, 12)])
 def test_long_runs_in_latents_are_sampled_in_more_steps(kind, budget, steps):
     recipe, _ = proposed(64, budget, kind=kind)
     assert recipe.sampling.steps == steps
