@@ -70,6 +70,19 @@ def pictures_of(count):
     return type(some)(pixels, torch.zeros(count).long(), (), split, "noise")
 
 
+def test_large_pictures_are_compared_in_as_many_and_darker_edges_are_no_side(monkeypatch):
+    monkeypatch.setattr(mirroring, "FEWEST", COUNT)
+    torch.manual_seed(2)
+    some, side = noise_pictures(), 512
+    across = torch.linspace(-1, 1, side).square()
+    noisy = torch.nn.functional.interpolate(noise(), size=(side, side)) * 40 + 160
+    split = type(some.split)(torch.ones(COUNT, dtype=torch.bool), *(torch.zeros(2, COUNT, dtype=torch.bool)))
+    for side_by_side, mirrors in ((100 * (across + across[:, None]), True), (60 * torch.linspace(0, 1, side), False)):
+        pixels = (noisy - side_by_side).clamp(0, 255).byte()
+        flip, why = choose_flip(type(some)(pixels, torch.zeros(COUNT).long(), (), split, "noise"), False)
+        assert flip is mirrors and f"of {COUNT} pictures" in why
+
+
 def test_the_plan_mirrors_where_it_makes_no_difference(monkeypatch):
     torch.manual_seed(1)
     monkeypatch.setattr(mirroring, "FEWEST", COUNT)

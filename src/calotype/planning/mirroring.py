@@ -16,10 +16,10 @@ from calotype.types import Images, Labels
 FEWEST, MOST = 1_000, 10_000
 """Training pictures. Samples of fewer, 300, were farther from other real ones with mirrored pictures (dev/LOG.md,
 2026-11-28); of more, a training of minutes or hours sees few twice."""
-COMPARED, COMPARED_VALUES = 2_000, 2**28
-"""Pictures, and values of pixels, that are compared at most."""
-SMALL_SIDE = 16
-"""Pictures are compared at this size, in pixels."""
+COMPARED = 2_000
+"""Pictures that are compared at most: of more, the classifier says the same."""
+SMALL_SIDE, READ_SIDE = 16, 64
+"""Pictures are compared at this size, in pixels, of about so many of their rows and columns, which are soon read."""
 CROSS_VALIDATED, SHRINKAGE = 4, 0.1
 """Parts of cross-validation; and what is added to the covariance, in units of the mean variance."""
 OWN_MEAN = 8
@@ -36,10 +36,10 @@ def choose_flip(pictures: Pictures, reads_captions: bool) -> tuple[bool, str]:
         return False, "captions may speak of left and right"
     if not FEWEST <= pictures.trained <= MOST:
         return False, f"tried only with {FEWEST:,} to {MOST:,} training pictures"
-    some = chosen[:: math.ceil(len(chosen) / min(COMPARED, COMPARED_VALUES // pictures.pixels[0].numel()))]
-    small = torch.cat(
-        [F.adaptive_avg_pool2d(images_from_pixels(pictures.pixels[row][None]), SMALL_SIDE) for row in some]
-    )
+    some, step = chosen[:: math.ceil(len(chosen) / COMPARED)], max(1, min(pictures.pixels.shape[-2:]) // READ_SIDE)
+    rows = slice(step // 2, None, step)  # as far from one side as from the other
+    read = (images_from_pixels(pictures.pixels[row, :, rows, rows][None]) for row in some)
+    small = torch.cat([F.adaptive_avg_pool2d(images, SMALL_SIDE) for images in read])
     accuracy = chirality(small, pictures.labels[some])
     symmetric = is_symmetric(accuracy, len(some))
     result = f"a linear classifier tells {accuracy:.0%} of {len(some):,} pictures from their mirror images"
