@@ -10,7 +10,7 @@ from small import CASCADE, CPU, LEGS, first_leg, noise_pictures, second_leg
 from test_checkpoint import go_on
 from torch import nn
 
-from calotype.nets.blocks import dropout, dropout_seeds
+from calotype.nets.blocks import dropout, dropout_seeds, layer_seeds
 from calotype.settings import parse_recipe
 from calotype.threads import at_once, one_thread, rows_of, shared_out
 from calotype.training import fitting
@@ -198,7 +198,7 @@ def test_dropout_of_an_image_depends_on_its_seed_alone():
 
     def dropped(rows):
         with dropout_seeds(seeds[rows], CPU):
-            return dropout(values[rows], 0.25, True), dropout(values[rows], 0.25, True)
+            return dropout(values[rows], 0.25, True, layer_seeds()), dropout(values[rows], 0.25, True, layer_seeds())
 
     first, second = dropped(slice(0, 3))
     assert torch.equal(first[0] == 0, first[2] == 0) and not torch.equal(first[0] == 0, first[1] == 0)
@@ -206,6 +206,17 @@ def test_dropout_of_an_image_depends_on_its_seed_alone():
     assert torch.equal(dropped(slice(1, 3))[1], second[1:])
     kept = first != 0
     assert torch.allclose(first[kept], values[kept] / 0.75) and 0.6 < kept.float().mean() < 0.9
+
+
+def test_masks_are_as_independent_as_chance_makes_them():
+    """Of neighbours, of images and of layers: the mean of products of 400,000 numbers of mean 0 and deviation 1."""
+    seeds = torch.arange(50) + 2**61
+    with dropout_seeds(seeds, CPU):
+        first, second = (dropout(torch.ones(50, 8000), 0.3, True, layer_seeds()) > 0 for _ in range(2))
+    first, second = ((kept.double() - 0.7) / 0.21**0.5 for kept in (first, second))
+    moved = ((first, first.roll(by, 1)) for by in (1, 8, 64, 128))
+    for one, other in ((first, torch.ones(1)), (first, second), (first[1:], first[:-1]), *moved):
+        assert abs(float((one * other).mean())) < 4 / 400_000**0.5
 
 
 def test_without_dropout_values_are_as_they_were():

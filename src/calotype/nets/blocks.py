@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import cached_property
+from itertools import count
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from calotype.devices import is_host
+from calotype.devices import sent
 from calotype.types import Latents
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -24,8 +24,11 @@ Tokens = Float[Tensor, "batch token features"]
 Recoloured = Float[Tensor, "batch _ height width"]  # an image of the same size, with channels of its own
 Resized = Float[Tensor, "batch _ _ _"]  # an image of another size
 Activations = Float[Tensor, "batch ..."]
+Seeds = Int[Tensor, " batch"]
 Heads = Float[Tensor, "batch head _ width"]  # queries, keys or values
 
+MASK32, LAYER_STRIDE = 2**32 - 1, 0x9E3779B9
+"""The low bits of a number, and how far apart the seeds of layers are: 2^32 by the golden ratio."""
 MOST_KEYS_UNFUSED = 256
 """Keys up to which attention in bfloat16 on a CPU is computed step by step."""
 
@@ -53,67 +56,46 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
 
 
-class DropoutGenerators:
-    """One an image, on a CPU."""
-
-    def __init__(self, seeds: Int[Tensor, " batch"]) -> None:
-        self.seeds = seeds
-
-    @cached_property
-    def generators(self) -> list[torch.Generator]:
-        return [torch.Generator().manual_seed(seed) for seed in self.seeds.tolist()]
-
-    def mask(self, values: Activations, kept: float) -> Activations:
-        """1 with the probability `kept`, else 0."""
-        drawn = zip(values.split(1), self.generators, strict=True)
-        return torch.cat([torch.empty_like(part).bernoulli_(kept, generator=generator) for part, generator in drawn])
-
-
-_generators: ContextVar[DropoutGenerators | None] = ContextVar("generators", default=None)
+_layers: ContextVar[Iterator[Seeds] | None] = ContextVar("layers", default=None)
 
 
 @contextmanager
-def dropout_seeds(seeds: Int[Tensor, " batch"], device: torch.device) -> Iterator[None]:
-    """Within it, dropout draws from these seeds, which are on the host.
-
-    On a CPU the masks of an image do not depend on its batch. On a GPU, where each draw is a kernel of its own, all
-    are drawn by torch's own generator from the first seed, as a compiled network can.
-    """
-    if not is_host(device):
-        torch.manual_seed(int(seeds[0]))
-        yield
-        return
-    token = _generators.set(DropoutGenerators(seeds))
+def dropout_seeds(seeds: Seeds, device: torch.device) -> Iterator[None]:
+    """Within it, dropout draws from these seeds, one an image, which are on the host: the masks of an image depend
+    neither on its batch nor on the device."""
+    own = sent(seeds ^ seeds >> 32, device)
+    token = _layers.set(scrambled(own + layer * LAYER_STRIDE) for layer in count())
     try:
         yield
     finally:
-        _generators.reset(token)
+        _layers.reset(token)
 
 
-def dropout(values: Activations, probability: float, training: bool) -> Activations:
-    """Dropout (Srivastava et al., JMLR 15, 2014): on a CPU by the generators of `dropout_seeds`, else by torch's."""
+def layer_seeds() -> Seeds | None:
+    """The seeds of the next layer with dropout; None outside of `dropout_seeds`."""
+    layers = _layers.get()
+    return None if layers is None else next(layers)
+
+
+def scrambled(numbers: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """A hash of the low 32 bits, in [0, 2^32): a permutation that ends in what chance would give. A compiler makes one
+    loop of it, and of a random generator none. The constants are those of C. Wellons, "Prospecting for hash functions",
+    2018 (lowbias32)."""
+    low = numbers & MASK32
+    low = (low ^ low >> 16) * 0x7FEB352D & MASK32
+    low = (low ^ low >> 15) * 0x846CA68B & MASK32
+    return low ^ low >> 16
+
+
+def dropout(values: Activations, probability: float, training: bool, seeds: Seeds | None = None) -> Activations:
+    """Dropout (Srivastava et al., JMLR 15, 2014) by the seed of each image, or without seeds by torch's generator."""
     if not training or not probability:
         return values
-    return _drop(values, probability) if is_host(values.device) else F.dropout(values, probability)
-
-
-def _dropped(values: Activations, probability: float) -> Activations:
-    if (generators := _generators.get()) is None:
+    if seeds is None:
         return F.dropout(values, probability)
-    return values * generators.mask(values, 1 - probability) / (1 - probability)
-
-
-_drop: Callable[[Activations, float], Activations] = _dropped
-
-
-def exclude_dropout_from_graphs() -> None:
-    """Before blocks are compiled: generators are none of the tensors that a compiler knows.
-
-    A decorator would import torch's compiler, which takes a second, into every command.
-    """
-    global _drop  # noqa: PLW0603
-    if _drop is _dropped:
-        _drop = torch.compiler.disable(_dropped)
+    places = torch.arange(values[0].numel(), device=values.device)
+    kept = scrambled(seeds[:, None] + places) >= int(probability * 2**32)
+    return values * kept.view(values.shape) / (1 - probability)
 
 
 def fourier_features(levels: Float[Tensor, " batch"], width: int, highest: float) -> Vector:
@@ -205,7 +187,8 @@ class ResidualBlock(nn.Module):
         if self.modulation is not None and vector is not None:
             scale, shift = self.modulation(F.silu(vector))[:, :, None, None].chunk(2, 1)
             inner = inner * (1 + scale) + shift
-        inner = dropout(F.silu(inner), self.dropout, self.training)
+        seeds = layer_seeds() if self.training and self.dropout else None
+        inner = dropout(F.silu(inner), self.dropout, self.training, seeds)
         return self.skip(image) + self.conv_out(inner)
 
 

@@ -17,14 +17,15 @@ from calotype.nets.blocks import (
     Migrated,
     Recoloured,
     RmsNorm,
+    Seeds,
     TextAttention,
     TextContext,
     Tokens,
     Vector,
     attend,
     dropout,
-    exclude_dropout_from_graphs,
     faint,
+    layer_seeds,
     zero,
 )
 from calotype.types import Config, Latents
@@ -59,7 +60,7 @@ class Dit(nn.Module):
 
     def __init__(self, config: DitConfig, in_channels: int, out_channels: int, context_width: int = 0) -> None:
         super().__init__()
-        self.patch, self.head_width = config.patch, config.width // config.heads
+        self.patch, self.head_width, self.dropout = config.patch, config.width // config.heads, config.dropout
         self.embed = nn.Linear(in_channels * config.patch**2, config.width)
         self.place = nn.Linear(32, config.width, bias=False)
         self.blocks = nn.ModuleList(DitBlock(config, context_width) for _ in range(config.depth))
@@ -78,8 +79,6 @@ class Dit(nn.Module):
 
         Sampling and validation, whose sizes differ, run as before. All blocks are one code, compiled once.
         """
-        if on:
-            exclude_dropout_from_graphs()
         self._compiled = torch.compile(DitBlock.forward, dynamic=False) if on else None
 
     def forward(self, image: Latents, vector: Vector, words: TextContext | None = None) -> Recoloured:
@@ -91,8 +90,9 @@ class Dit(nn.Module):
         tokens = self.embed(patches.flatten(2).transpose(1, 2)) + self.place(place_features(places, height, width))
         vector = F.silu(vector)
         call = self._compiled if self._compiled and self.training else DitBlock.__call__
+        drops = self.training and self.dropout > 0
         for block in self.blocks:
-            tokens = call(block, tokens, vector, rotation, words)
+            tokens = call(block, tokens, vector, rotation, words, layer_seeds() if drops else None)
         scale, shift = self.modulation(vector)[:, None].chunk(2, -1)
         tokens = self.out(self.norm(tokens) * (1 + scale) + shift)
         return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height, width)), self.patch)
@@ -116,10 +116,13 @@ class DitBlock(Migrated):
         self.down = nn.Linear(inner, config.width, bias=False)
         self.text_attention = TextAttention(config.width, config.heads, context_width) if context_width else None
 
-    def forward(self, tokens: Tokens, vector: Vector, rotation: Rotation, words: TextContext | None = None) -> Tokens:
+    def forward(
+        self, tokens: Tokens, vector: Vector, rotation: Rotation, words: TextContext | None = None,
+        seeds: Seeds | None = None,
+    ) -> Tokens:  # fmt: skip
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(vector)[:, None].chunk(6, -1)
         tokens = tokens + gate1 * self._attend(self.norm(tokens) * (1 + scale1) + shift1, rotation, words)
-        return tokens + gate2 * self._feed(self.norm(tokens) * (1 + scale2) + shift2)
+        return tokens + gate2 * self._feed(self.norm(tokens) * (1 + scale2) + shift2, seeds)
 
     def _attend(self, tokens: Tokens, rotation: Rotation, words: TextContext | None) -> Tokens:
         query, key, value = self.query_key_value(tokens).unflatten(2, (3, self.heads, -1)).transpose(1, 3).unbind(2)
@@ -127,10 +130,10 @@ class DitBlock(Migrated):
         mixed = attend(query, key, value.to(query.dtype), self.text_attention, words)
         return self.attention_out(mixed.transpose(1, 2).flatten(2))
 
-    def _feed(self, tokens: Tokens) -> Tokens:
+    def _feed(self, tokens: Tokens, seeds: Seeds | None) -> Tokens:
         """SwiGLU (arXiv 2002.05202, eq. 6)."""
         gate, up = self.gate_up(tokens).chunk(2, -1)
-        return dropout(self.down(F.silu(gate) * up), self.dropout, self.training)
+        return dropout(self.down(F.silu(gate) * up), self.dropout, self.training, seeds)
 
 
 def rotations(places: Float[Tensor, "token 2"], head_width: int) -> Rotation:
