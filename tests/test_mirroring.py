@@ -70,10 +70,11 @@ def pictures_of(count):
     return type(some)(pixels, torch.zeros(count).long(), (), split, "noise")
 
 
-def test_large_pictures_are_compared_in_as_many_and_darker_edges_are_no_side(monkeypatch):
+@pytest.mark.parametrize("side", [383, 512])
+def test_large_pictures_are_compared_in_as_many_and_darker_edges_are_no_side(side, monkeypatch):
     monkeypatch.setattr(mirroring, "FEWEST", COUNT)
     torch.manual_seed(2)
-    some, side = noise_pictures(), 512
+    some = noise_pictures()
     across = torch.linspace(-1, 1, side).square()
     noisy = torch.nn.functional.interpolate(noise(), size=(side, side)) * 40 + 160
     split = type(some.split)(torch.ones(COUNT, dtype=torch.bool), *(torch.zeros(2, COUNT, dtype=torch.bool)))

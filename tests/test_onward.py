@@ -465,7 +465,7 @@ def test_the_prior_of_the_part_before_stays(again, monkeypatch):
 
 
 def test_closed_forms_of_other_pictures_stay_known_as_such(again, monkeypatch):
-    """In the next part, too, where they are neither cross-fitted nor, after `resume --data`, left there."""
+    """In the next part, too, where they are neither cross-fitted nor fitted again."""
     run = Run.open(again)
     run.state.outdated = ["denoiser"]
     run.save()
@@ -604,6 +604,7 @@ def test_more_time_for_what_is_not_finished_or_has_changed_is_one_line(again, tm
     [
         ("width = 16", "width = 32", "its backbone differs"),
         ("channels = 3", "channels = 4", "its kind or autoencoder differs"),
+        ('[denoiser.text]\nkind = "none"', '[denoiser.text]\nkind = "bytes"', "its text encoder differs"),
         ("", "", "plan.json"),
     ],
 )

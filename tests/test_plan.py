@@ -748,7 +748,7 @@ def test_the_pictures_that_the_time_allows_are_those_that_the_legs_see(monkeypat
     assert choices["denoiser"].why == f"the time allows about {images['denoiser']:,} pictures of training with it"
     epochs = images["denoiser"] / noise_pictures().trained
     assert "as if all of the time were training" in choices["dropout"].why  # else it need not agree with these times
-    assert choices["dropout"].why.endswith(f"the plan sees it about {epochs:,.0f} times")
+    assert choices["dropout"].why.endswith(f"this run has about {epochs:,.0f} epochs")
     reasons = reasons_of_legs(planned(monkeypatch, THREE), noise_pictures())
     assert [leg for leg, why in reasons.items() if why.startswith("the time allows")] == ["enlarge-32"]
     assert "autoencoder" not in reasons_of_legs(plan, noise_pictures())  # where it is kept, that says why

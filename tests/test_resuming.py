@@ -22,7 +22,7 @@ from calotype.model import load
 from calotype.run import Run, RunState
 from calotype.settings import parse_recipe
 from calotype.tables import differences, merge
-from calotype.training import legs
+from calotype.training import fitting, legs
 from calotype.training.process import Interrupted
 from calotype.types import UserError
 
@@ -209,6 +209,20 @@ def test_the_closed_form_of_a_finished_leg_is_known_to_be_of_other_pictures(tmp_
     (tmp_path / "old" / "0.png").unlink()
     resuming.read_again(run, SMALL, tmp_path / "old", Keeper())
     assert run.state.outdated == ["denoiser"] == [*run.state.constants]
+
+
+def test_in_a_later_part_closed_forms_stay_before_its_first_checkpoint(tmp_path):
+    """Its networks go on from those of the part before, which learned beside them."""
+    begun(tmp_path, write_pictures(tmp_path / "old", 40, classes=()))
+    run = Run.open(tmp_path / "run")
+    run.state.part, run.state.legs = 2, {"autoencoder": "waiting", "denoiser": "waiting"}
+    run.state.constants = {"denoiser": "0"}
+    (run.folder / "constants" / "denoiser").mkdir(parents=True)
+    (tmp_path / "old" / "0.png").unlink()
+    resuming.read_again(run, SMALL, tmp_path / "old", Keeper())
+    assert run.state.outdated == ["denoiser"] and (run.folder / "constants" / "denoiser").is_dir()
+    with pytest.raises(UserError, match="the denoiser was trained with it: put it back from a copy, or start a new"):
+        fitting.keep(run, "denoiser", dict)
 
 
 def test_a_denoiser_that_was_trained_keeps_its_space_and_is_not_cross_fitted_on_other_pictures(tmp_path, monkeypatch):

@@ -56,31 +56,36 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
 
 
-_layers: ContextVar[Iterator[Seeds] | None] = ContextVar("layers", default=None)
+_layer_seeds: ContextVar[Iterator[Seeds] | None] = ContextVar("layer_seeds", default=None)
 
 
 @contextmanager
 def dropout_seeds(seeds: Seeds, device: torch.device) -> Iterator[None]:
     """Within it, dropout draws from these seeds, one an image, which are on the host: the masks of an image depend
     neither on its batch nor on the device."""
-    own = sent(seeds ^ seeds >> 32, device)
-    token = _layers.set(scrambled(own + layer * LAYER_STRIDE) for layer in count())
+
+    def of_layers() -> Iterator[Seeds]:
+        own = sent(seeds ^ seeds >> 32, device)
+        yield from (hash32(own + layer * LAYER_STRIDE) for layer in count())
+
+    token = _layer_seeds.set(of_layers())
     try:
         yield
     finally:
-        _layers.reset(token)
+        _layer_seeds.reset(token)
 
 
 def layer_seeds() -> Seeds | None:
     """The seeds of the next layer with dropout; None outside of `dropout_seeds`."""
-    layers = _layers.get()
+    layers = _layer_seeds.get()
     return None if layers is None else next(layers)
 
 
-def scrambled(numbers: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """A hash of the low 32 bits, in [0, 2^32): a permutation that ends in what chance would give. A compiler makes one
-    loop of it, and of a random generator none. The constants are those of C. Wellons, "Prospecting for hash functions",
-    2018 (lowbias32)."""
+def hash32(numbers: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """An integer hash of the low 32 bits, in [0, 2^32): lowbias32 (C. Wellons, "Prospecting for hash functions", 2018).
+
+    Other than draws of a generator, `torch.compile` fuses it with its neighbours.
+    """
     low = numbers & MASK32
     low = (low ^ low >> 16) * 0x7FEB352D & MASK32
     low = (low ^ low >> 15) * 0x846CA68B & MASK32
@@ -93,8 +98,8 @@ def dropout(values: Activations, probability: float, training: bool, seeds: Seed
         return values
     if seeds is None:
         return F.dropout(values, probability)
-    places = torch.arange(values[0].numel(), device=values.device)
-    kept = scrambled(seeds[:, None] + places) >= int(probability * 2**32)
+    places = hash32(torch.arange(values.shape[1:].numel(), device=values.device))
+    kept = hash32(seeds[:, None] ^ places) >= int(probability * 2**32)
     return values * kept.view(values.shape) / (1 - probability)
 
 

@@ -54,9 +54,9 @@ PRIOR_PATCHES = 2**17
 AUTOENCODER_RATE, FINETUNE_RATE = 2e-3, 1e-4
 """Learning rates of an autoencoder of our own with the widths of minutes, and of an imported one."""
 STEPS, STEPS_OF_LONG_RUNS = 12, 24
-"""Steps of the sampler of the first stage, the more in latents and beyond `MEASURED_OPERATIONS` of the denoiser: then
-they bring samples nearer to real pictures. After minutes more portraits lose features, and in pixels more steps leave
-more grain (dev/LOG.md, 2026-11-28, 2026-11-29 and 2026-12-01)."""
+"""Steps of the sampler of the first stage, the second in latents beyond `MEASURED_OPERATIONS` of the denoiser: there
+more steps bring samples nearer to real pictures. After minutes more portraits lose features with them, and in pixels
+they leave more grain (dev/LOG.md, 2026-11-28, 2026-11-29 and 2026-12-01)."""
 PRIOR_GUIDANCE = {"guide": "prior", "guidance": 3.0, "guidance_slope": 0.5, "prior_guidance": 0.5}
 """Guidance away from the prior, the best guide in a sweep over portraits (dev/LOG.md, 2026-11-28 to 2026-11-30)."""
 FEW_GUIDANCE_CHANGES = {"guidance": 1.25, "prior_guidance": 0.0}

@@ -144,10 +144,9 @@ def reasons_of_legs(plan: Plan, pictures: Pictures) -> dict[str, str]:
         if leg != "autoencoder"  # whose network is not chosen by them
     }
     epochs = images["denoiser"] / max(1, pictures.trained)
-    law = f"none up to {FEW_EPOCHS} times that each picture is seen, 0.1 more with each tenfold"
-    counted = "counted as if all of the time were training at full speed"
+    law = f"0 up to {FEW_EPOCHS} epochs, then 0.1 more for each tenfold, as if all of the time were training"
     times = f"{epochs:,.0f}" if epochs >= 10 else f"{epochs:.1f}"
-    return reasons | {"dropout": f"{law}, {counted}; the plan sees it about {times} times"}
+    return reasons | {"dropout": f"{law}; this run has about {times} epochs"}
 
 
 def costs_of(

@@ -6,7 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from calotype.data.folder import Pictures
@@ -37,13 +37,19 @@ def choose_flip(pictures: Pictures, reads_captions: bool) -> tuple[bool, str]:
     if not FEWEST <= pictures.trained <= MOST:
         return False, f"tried only with {FEWEST:,} to {MOST:,} training pictures"
     some, step = chosen[:: math.ceil(len(chosen) / COMPARED)], max(1, min(pictures.pixels.shape[-2:]) // READ_SIDE)
-    rows = slice(step // 2, None, step)  # as far from one side as from the other
-    read = (images_from_pixels(pictures.pixels[row, :, rows, rows][None]) for row in some)
+    rows, columns = (spaced(side, step) for side in pictures.pixels.shape[-2:])
+    read = (images_from_pixels(pictures.pixels[row][:, rows[:, None], columns][None]) for row in some)
     small = torch.cat([F.adaptive_avg_pool2d(images, SMALL_SIDE) for images in read])
     accuracy = chirality(small, pictures.labels[some])
     symmetric = is_symmetric(accuracy, len(some))
     result = f"a linear classifier tells {accuracy:.0%} of {len(some):,} pictures from their mirror images"
     return symmetric, f"{result}, where 50% is chance"
+
+
+def spaced(length: int, step: int) -> Int[Tensor, " place"]:
+    """Places about `step` apart, as far from the one end as from the other."""
+    first = torch.arange(step // 2, length // 2, step)
+    return torch.cat([first, length - 1 - first.flip(0)])
 
 
 def chirality(images: Images, labels: Labels) -> float:

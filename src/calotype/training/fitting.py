@@ -234,15 +234,15 @@ def keep(run: Run | None, leg: str, fit: Callable[[], Constants]) -> Constants:
 def _fitted(run: Run, leg: str, fit: Callable[[], Constants]) -> Constants:
     """What `fit` returns. Raises `UserError` where a leg was already trained with other constants, now lost."""
     folder, finished = run.folder / "constants" / leg, run.state.legs.get(leg) == "finished"
-    if not finished and not checkpoints(run.folder / "checkpoints", leg):
+    lost = leg in run.state.constants and run.state.part > 1  # networks of this part go on beside them
+    if not finished and not lost and not checkpoints(run.folder / "checkpoints", leg):
         if leg in run.state.constants:
             text = f"{leg}: {folder} was missing or damaged, and no checkpoint needs what it held: it was fitted again"
             run.log("note", text=text)
         return fit()
-    again = "start a new run" if finished else f"remove checkpoints/{leg}-* to train the {leg} from its start"
+    again = "start a new run" if finished or lost else f"remove checkpoints/{leg}-* to train the {leg} from its start"
     raise UserError(
-        f"{folder} is missing or damaged, but checkpoints of the {leg} were trained with it: put it back from a copy, "
-        f"or {again}"
+        f"{folder} is missing or damaged, but the {leg} was trained with it: put it back from a copy, or {again}"
     )
 
 

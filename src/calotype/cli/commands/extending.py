@@ -97,6 +97,8 @@ def require_same_networks(start: WarmStart, folder: Path) -> None:
     reasons = [start.obstacle(recipe, size) for size in recipe.chain]
     if (recipe.kind, recipe.autoencoder.network) != (trained.kind, trained.autoencoder.network):
         reasons.insert(0, "its kind or autoencoder differs")
+    if recipe.denoiser.text != trained.denoiser.text:
+        reasons.insert(0, "its text encoder differs")
     if why := next(filter(None, reasons), ""):
         raise UserError(
             f"the networks of {folder / 'recipe.toml'} are not those of the model in {folder} any more ({why}); put "

@@ -90,7 +90,7 @@ def change_pictures(run: Run, recipe: Recipe, pictures: Pictures, change: str, c
     announce(run, console, "; ".join([change, *pictures.split.notes, *unknown]))
     state.outdated = [leg for leg in state.constants if state.legs.get(leg) == "finished"]
     for leg in [leg for leg in state.constants if leg not in state.outdated]:
-        if checkpoints(folder / "checkpoints", leg):
+        if state.part > 1 or checkpoints(folder / "checkpoints", leg):  # in a later part networks go on from the first
             state.outdated.append(leg)
             stays = "its closed form stays that of the earlier pictures, with which it was trained"
             announce(run, console, f"{leg}: {stays}; it is no longer cross-fitted")
