@@ -138,7 +138,7 @@ def test_a_token_knows_where_its_pixel_lies():
     for layer in (network.embed, network.place, network.blocks[0]):
         layer.register_forward_pre_hook(lambda layer, inputs: heard.append(inputs))
     network(image, torch.randn(2, WIDTH))
-    (pixels,), (features,), (_, _, rotation, _) = heard
+    (pixels,), (features,), (_, _, rotation, *_) = heard
     rows, columns = places.long().T
     assert torch.equal(pixels, image[:, :, rows, columns].transpose(1, 2))
     assert torch.equal(features, place_features(places, 2, 5))

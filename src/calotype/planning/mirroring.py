@@ -37,7 +37,7 @@ def choose_flip(pictures: Pictures, reads_captions: bool) -> tuple[bool, str]:
     if not FEWEST <= pictures.trained <= MOST:
         return False, f"tried only with {FEWEST:,} to {MOST:,} training pictures"
     some, step = chosen[:: math.ceil(len(chosen) / COMPARED)], max(1, min(pictures.pixels.shape[-2:]) // READ_SIDE)
-    rows, columns = (spaced(side, step) for side in pictures.pixels.shape[-2:])
+    rows, columns = (even_places(side, step) for side in pictures.pixels.shape[-2:])
     read = (images_from_pixels(pictures.pixels[row][:, rows[:, None], columns][None]) for row in some)
     small = torch.cat([F.adaptive_avg_pool2d(images, SMALL_SIDE) for images in read])
     accuracy = chirality(small, pictures.labels[some])
@@ -46,7 +46,7 @@ def choose_flip(pictures: Pictures, reads_captions: bool) -> tuple[bool, str]:
     return symmetric, f"{result}, where 50% is chance"
 
 
-def spaced(length: int, step: int) -> Int[Tensor, " place"]:
+def even_places(length: int, step: int) -> Int[Tensor, " place"]:
     """Places about `step` apart, as far from the one end as from the other."""
     first = torch.arange(step // 2, length // 2, step)
     return torch.cat([first, length - 1 - first.flip(0)])
