@@ -131,20 +131,21 @@ class Measurement(Costs):
 
         flops, seconds = counted(step), best_time(step, self.device, 2)
         most = cores() if self.device.type == "cpu" else 1
-        slices = len(objective.slices(source.batch(0, batch), progress.fraction, progress.rng(), most))
-        if slices > 1:
-            at_once = best_time(partial(step, slices), self.device, 2)
-            slices, seconds = (slices, at_once) if at_once < CLEARLY_SLOWER * seconds else (1, seconds)
+        parts = len(objective.slices(source.batch(0, batch), progress.fraction, progress.rng(), most))
+        slices = 1
+        if parts > 1:
+            at_once = best_time(partial(step, parts), self.device, 2)
+            slices, seconds = (parts, at_once) if at_once < CLEARLY_SLOWER * seconds else (1, seconds)
         images = self.recipe.legs[leg].images
-        alone = slices > 1 or torch.get_num_threads() == 1 or self.device.type == "cuda"
+        alone = parts > 1 or torch.get_num_threads() == 1 or self.device.type == "cuda"
         worth = leg in self.compiling and (not images or images / batch * seconds >= WORTH)
         if is_compiled := worth and self.ranks == 1 and alone:
-            division = Division(slices, rounds)
+            division = Division(parts, rounds)
             is_compiled = compiled(objective, states, source.batch(0, batch), progress, division, self.notes.append)
-        if is_compiled:
-            seconds, eager = best_time(partial(step, slices), self.device, 3), seconds
-            is_compiled = seconds < eager / CLEARLY_SLOWER
-            seconds = min(seconds, eager)
+        if is_compiled:  # in slices, also where those were not faster before
+            at_once = best_time(partial(step, parts), self.device, 3)
+            if is_compiled := at_once < seconds / CLEARLY_SLOWER:
+                slices, seconds = parts, at_once
         return StepCost(end, seconds / (batch * self.ranks), flops / batch, slices, is_compiled)
 
     # -- Between the legs ----------------------------------------------------------------------------------------------
