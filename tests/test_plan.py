@@ -297,12 +297,6 @@ def proposed(size, budget=600.0, flops=1e11, **changes):
     return parse_recipe(merge(settings, changes)), reasons
 
 
-@pytest.mark.parametrize("kind, budget, steps", [("latent", 600.0, 12), ("latent", 1e4, 24), ("cascade", 1e4, 12)])
-def test_long_runs_in_latents_are_sampled_in_more_steps(kind, budget, steps):
-    recipe, _ = proposed(64, budget, kind=kind)
-    assert recipe.sampling.steps == steps
-
-
 @pytest.mark.parametrize("size", [8, 10, 16, 20, 31, 32, 47, 48, 64, 100, 128, 191, 192, 250, 256, 500, 512, 777, 1024])
 def test_a_proposal_fits_or_says_which_size_would(size):
     """And the sizes that it names do fit, and are the next ones."""

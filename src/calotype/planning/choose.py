@@ -28,7 +28,6 @@ from calotype.planning.chains import choose_chain, own_latents
 from calotype.planning.laws import (
     FEW_PICTURES,
     HEAD,
-    MEASURED_OPERATIONS,
     VAE_WIDTHS,
     WHOLE_IMAGES,
     batch_size,
@@ -53,10 +52,10 @@ PRIOR_PATCHES = 2**17
 """Patches to which the prior of a stage that enlarges is fitted for the plan."""
 AUTOENCODER_RATE, FINETUNE_RATE = 2e-3, 1e-4
 """Learning rates of an autoencoder of our own with the widths of minutes, and of an imported one."""
-STEPS, STEPS_OF_LONG_RUNS = 12, 24
-"""Steps of the sampler of the first stage, the second in latents beyond `MEASURED_OPERATIONS` of the denoiser: there
-more steps bring samples nearer to real pictures. After minutes more portraits lose features with them, and in pixels
-they leave more grain (dev/LOG.md, 2026-11-28, 2026-11-29 and 2026-12-01)."""
+STEPS = 12
+"""Steps of the sampler of the first stage. With 24, portraits in latents are nearer to real ones by 10 at most, and
+after minutes more of them lose features; in pixels more steps leave more grain (dev/LOG.md, 2026-11-28 to
+2026-12-01)."""
 PRIOR_GUIDANCE = {"guide": "prior", "guidance": 3.0, "guidance_slope": 0.5, "prior_guidance": 0.5}
 """Guidance away from the prior, the best guide in a sweep over portraits (dev/LOG.md, 2026-11-28 to 2026-11-30)."""
 FEW_GUIDANCE_CHANGES = {"guidance": 1.25, "prior_guidance": 0.0}
@@ -106,7 +105,7 @@ def propose(
         "size": size,
         "stages": list(outline.chain),
         "precision": "bfloat16" if machine.fast_bfloat16 else "float32",
-        "sampling": choose_guidance(pictures, settings) | {"steps": choose_steps(kind, resources["denoiser"])},
+        "sampling": choose_guidance(pictures, settings) | {"steps": STEPS},
         "enlarge": {},
         **imported,
     }
@@ -162,10 +161,6 @@ NO_RESOURCES = Resources(0.0)
 
 
 # -- Sampling ----------------------------------------------------------------------------------------------------------
-
-
-def choose_steps(kind: str, resources: Resources) -> int:
-    return STEPS_OF_LONG_RUNS if kind == "latent" and resources.operations > MEASURED_OPERATIONS else STEPS
 
 
 def own_networks(settings: dict[str, Any]) -> bool:
