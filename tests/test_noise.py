@@ -20,7 +20,7 @@ def is_falling_to_zero(sigmas):
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of diffusers
 SCHEDULES = [
     DdpmTable(), DdpmTable(spacing="linear", first=1e-4, last=0.02), DdpmTable(length=100),
-    Cosine(), Cosine(shift=4.0), Karras(), Karras(rho=3.0), Flow(), Flow(shift=3.0),
+    Cosine(), Cosine(shift=4.0), Karras(), Karras(rho=3.0), Flow(), Flow(shift=3.0), Flow(first_step=0.5),
 ]  # fmt: skip
 
 
@@ -75,6 +75,15 @@ def test_flow_shift_is_that_of_diffusers(shift):
     scheduler.set_timesteps(sigmas=torch.linspace(flow.start, 0, 21)[:-1].tolist())
     sigmas = torch.tensor(flow.grid(20))
     assert torch.allclose(sigmas / (1 + sigmas), scheduler.sigmas, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 12])
+@pytest.mark.parametrize("first_step", [0.25, 0.5, 1.0])
+def test_first_step_of_a_flow_is_a_fraction_of_the_others(steps, first_step):
+    sigmas = torch.tensor(Flow(first_step=first_step).grid(steps), dtype=torch.float64)
+    lengths = -(sigmas / (1 + sigmas)).diff()
+    assert torch.allclose(lengths.sum(), torch.tensor(Flow().start, dtype=torch.float64))
+    assert torch.allclose(lengths[1:], lengths[0] / first_step)
 
 
 def test_cosine_is_the_cosine_of_the_paper():

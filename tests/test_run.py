@@ -45,6 +45,8 @@ def test_what_is_saved_is_read_again(tmp_path):
     ("stored", "problem"),
     [
         ([], "a list, but a table of keys is expected"),
+        (7, "a number, but a table of keys is expected"),
+        (None, "null, but a table of keys is expected"),
         (
             {"version": STATE_VERSION + 1},
             f"of version {STATE_VERSION + 1}, but at most {STATE_VERSION} is known; update calotype",

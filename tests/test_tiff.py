@@ -17,7 +17,7 @@ from calotype.data.survey import survey
 from calotype.data.tiff import PREMULTIPLIED
 from calotype.files import sha256
 
-SIDE, GREY, RGB, FLOAT, YCBCR, LAB = 16, 1, 2, 3, 6, 8
+SIDE, GREY, RGB, SIGNED, FLOAT, YCBCR, LAB = 16, 1, 2, 2, 3, 6, 8
 
 
 def tiff(values, photometric=RGB, order="<", packed=False, separate=False, form=1, rows=SIDE, *, turn=1, more=()):
@@ -171,6 +171,8 @@ def test_subsampled_colours_are_read(tmp_path, packed):
     whole = np.concatenate([bright, blocks[..., 4:].repeat(2, 0).repeat(2, 1)], 2)
     expected = np.asarray(Image.frombytes("YCbCr", (2 * SIDE, 2 * SIDE), whole.tobytes()).convert("RGB")).astype(int)
     assert np.abs(read(tmp_path, tiff(blocks, YCBCR, packed=packed, more=tags)) - expected).max() <= 3
+    del tags[530]  # halves are the default
+    assert np.abs(read(tmp_path, tiff(blocks, YCBCR, packed=packed, more=tags)) - expected).max() <= 3
 
 
 def test_of_a_large_file_the_planes_alone_are_read(tmp_path):
@@ -234,6 +236,7 @@ FORMS = {
     "64-bit floating point": (noise(99, 1, np.float64), GREY, FLOAT, "1 channel of 64-bit floating point"),
     "colours in floating point": (noise(99, 3, np.float32), RGB, FLOAT, "3 channels of 32-bit floating point"),
     "two channels": (noise(99, 2), GREY, 1, "2 channels of 16-bit whole numbers"),
+    "signed bytes": (noise(99, 1, np.int8), GREY, SIGNED, "1 channel of 8-bit signed whole numbers"),
 }
 
 

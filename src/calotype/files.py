@@ -35,6 +35,7 @@ KINDS_OF_FILES = {
     stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket",
     stat.S_IFCHR: "device", stat.S_IFBLK: "device",
 }  # fmt: skip
+KINDS_OF_JSON = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list"}
 STORED_TYPES = {
     torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
     torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -226,7 +227,7 @@ def first_problem(error: Exception) -> str:
         return "it is nested too deeply"
     wrong = error.errors()[0]
     if not wrong["loc"] and wrong["type"] in ("model_type", "dict_type", "model_attributes_type"):
-        return f"it holds a {type(wrong['input']).__name__}, but a table of keys is expected"
+        return f"it holds {KINDS_OF_JSON.get(type(wrong['input']), 'null')}, but a table of keys is expected"
     key = ".".join(map(str, wrong["loc"]))
     problem = " ".join(wrong["msg"].removeprefix("Value error, ").split())
     return f"{f'{key:.80}: ' if key else ''}{problem} (got {wrong['input']!r:.80})"

@@ -19,7 +19,9 @@ PLACES = ((273, 279), (324, 325))
 LAYOUT = (WIDTH, HEIGHT, COMPRESSION, 266, 274, 278, 317, 322, 323)
 """Size, compression, order of bits, orientation, rows of a strip, predictor, size of a tile."""
 PUT_RIGHT = "put right"
-MINIMUM_IS_WHITE, MINIMUM_IS_BLACK, SEPARATE, PREMULTIPLIED, FLOATING_POINT = 0, 1, 2, 1, 3
+MINIMUM_IS_WHITE, MINIMUM_IS_BLACK, SEPARATE, PREMULTIPLIED, SIGNED, FLOATING_POINT = 0, 1, 2, 1, 2, 3
+HALVES = (2, 2)
+"""Subsampling where a file has no tag of it."""
 UNCOMPRESSED, DEFLATE, TIFF_HEADER, BIG_TIFF_HEADER, BIG_TIFF = 1, 8, 8, 16, 43
 NATIVE = {
     "I;16S": "I;16NS", "I;16BS": "I;16NS", "I;32S": "I;32NS", "I;32BS": "I;32NS", "F;32F": "F;32NF", "F;32BF": "F;32NF",
@@ -38,7 +40,8 @@ def put_right(image: ImageFile.ImageFile) -> None:
     decodes each by one letter of the raw mode, which is right for planes of 8 bits whose names are letters, as R, G, B.
     Where colours are not compressed but subsampled (YCbCr), it takes them for whole.
 
-    Raises `UnidentifiedImageError` for planes that Pillow would mix up.
+    Raises `UnidentifiedImageError` for planes that Pillow would mix up, and for signed bytes, which it takes for
+    unsigned ones.
     """
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return
@@ -48,12 +51,13 @@ def put_right(image: ImageFile.ImageFile) -> None:
         letters = "".join(dict.fromkeys(_raw_modes(image)))
         _leave_to_libtiff(image)
         image.info[PUT_RIGHT] |= _raw_modes(image) != [letters]
-    elif tags.get(SUBSAMPLING, (1, 1)) != (1, 1) and image.mode == "YCbCr" and not image.use_load_libtiff:
+    elif tags.get(SUBSAMPLING, HALVES) != (1, 1) and image.mode == "YCbCr" and not image.use_load_libtiff:
         _leave_to_libtiff(image)
         image.info[PUT_RIGHT] = True
     elif image.use_load_libtiff:
         image.info[PUT_RIGHT] |= any("B" in mode for mode in _raw_modes(image) if mode in NATIVE)
-    if tags.get(PLANES) == SEPARATE and MIXED_UP & {*_raw_modes(image)}:
+    mixed_up = tags.get(PLANES) == SEPARATE and MIXED_UP & {*_raw_modes(image)}
+    if mixed_up or (tags.get(SAMPLE_FORMAT) == (SIGNED,) and tags.get(BITS) == (8,)):
         raise UnidentifiedImageError
     if image.use_load_libtiff:
         image.tile = [tile._replace(args=_native(tile.args)) for tile in image.tile]
@@ -144,7 +148,7 @@ def kind_of_tiff(file: IO[bytes]) -> str:
         whole = {WIDTH, HEIGHT} <= {*tags} and any(start in tags for start, _ in PLACES)
     except Exception:  # whatever a damaged file makes Pillow raise
         return ""
-    of = "floating point" if form == FLOATING_POINT else "whole numbers"
+    of = {FLOATING_POINT: "floating point", SIGNED: "signed whole numbers"}.get(form, "whole numbers")
     channels = f"{samples} channel{'s' * (samples != 1)}"
     apart = " in planes" if samples != 1 and tags.get(PLANES) == SEPARATE else ""
     return f"a TIFF of {channels} of {bits}-bit {of}{apart}" if whole and isinstance(samples, int) else ""

@@ -14,7 +14,15 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from calotype.bounds import MAX_SAMPLING_STEPS, LogDeviation, LogSigma, OpenFraction, Sigma, SigmaShift
+from calotype.bounds import (
+    MAX_SAMPLING_STEPS,
+    LogDeviation,
+    LogSigma,
+    OpenFraction,
+    PositiveFraction,
+    Sigma,
+    SigmaShift,
+)
 from calotype.types import Config, Rng, Sigmas, UserError
 
 
@@ -119,12 +127,20 @@ class Flow(Config):
     mean: LogSigma = Field(default=0.0, description="Mean of log sigma in training, before the shift.")
     std: LogDeviation = Field(default=1.0, description="Standard deviation of log sigma in training.")
     start: OpenFraction = Field(default=0.996, description="Time at which sampling starts; 1 would be pure noise.")
+    first_step: PositiveFraction = Field(
+        default=1.0, description="Length of the first step of sampling in time, as a fraction of that of the others."
+    )
 
     def sample(self, count: int, rng: Rng) -> Sigmas:
         return self.shift * (self.mean + self.std * rng.normal(count)).exp()
 
     def grid(self, steps: int) -> list[float]:
-        times = torch.linspace(self.start, 0, steps + 1, dtype=torch.float64)
+        """Even in time but for the first step, which may be smaller.
+
+        In 12 even steps the first one falls from a sigma of 249 to 10.5, where large shapes are decided already.
+        """
+        left = torch.tensor([steps - 1 + self.first_step, *range(steps - 1, -1, -1)], dtype=torch.float64)
+        times = self.start * left / left[0]
         return (self.shift * times / (1 - times)).tolist()
 
 
