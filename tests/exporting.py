@@ -36,8 +36,8 @@ def golden(name, **changes):
 
 
 def widened(name, folder):
-    """The folder of a golden model with what version 0.1.0 had not: epsilon scaling and, in latents, views."""
-    model, scaling = golden(name), {"epsilon_scaling": 0.2}
+    """The folder of a golden model with what version 0.1.0 had not: epsilon scaling, final denoising and, in latents, views."""
+    model, scaling = golden(name), {"epsilon_scaling": 0.2, "final_denoising": 0.1}
     recipe = model.recipe.model_copy(update={"sampling": model.recipe.sampling.model_copy(update=scaling)})
     if recipe.kind == "latent":
         denoiser = model.stages[0].denoiser

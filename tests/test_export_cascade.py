@@ -36,6 +36,7 @@ ENLARGER = {
     "with noise": {"augmentation": 0.2},
     "truncated": {"augmentation": 0.2, "conditioning": "truncated"},
     "epsilon scaling": {"epsilon_scaling": 0.2, "augmentation": 0.2},
+    "final denoising": {"final_denoising": 0.1, "augmentation": 0.2},
     "classifier-free": {"guide": "unconditional", "guidance": 2.0},
 }
 

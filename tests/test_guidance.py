@@ -120,6 +120,26 @@ def test_epsilon_scaling_raises_the_variance_of_samples(stage):
     assert calls(stage, PRIOR.model_copy(update={"epsilon_scaling": 0.2}), condition) == calls(stage, PRIOR, condition)
 
 
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_solver", "ancestral"])
+def test_the_last_state_is_denoised_once_more(stage, sampler):
+    rngs, changes = [Rng(("final", index)) for index in range(3)], {"steps": 4, "sampler": sampler}
+    plain = PRIOR.model_copy(update=changes)
+    before, after = (
+        [*stage.steps(LABELS, None, sampling, rngs)]
+        for sampling in (plain, plain.model_copy(update={"final_denoising": 0.3}))
+    )
+    assert len(before) == len(after) == 5
+    assert all(torch.equal(*states) for states in zip(before[:-1], after[:-1], strict=True))
+    assert torch.allclose(after[-1], answers(stage, plain, Condition(LABELS), before[-1], 0.3), atol=1e-5)
+
+
+def test_what_ends_above_sigma_0_is_not_denoised_once_more(stage):
+    rngs, sampling = [Rng(("final", index)) for index in range(3)], PRIOR.model_copy(update={"steps": 4})
+    more = sampling.model_copy(update={"final_denoising": 0.3})
+    plain, same = ([*stage.steps(LABELS, None, each, rngs, until=0.5)] for each in (sampling, more))
+    assert all(torch.equal(*states) for states in zip(plain, same, strict=True))
+
+
 @pytest.mark.parametrize("growth", [1.0, 3.0, 10.0])
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.9, 0.98, 1.0, 2.0])
 def test_the_epsilon_scaling_that_is_fitted_gives_samples_enough_amplitude(share, growth):

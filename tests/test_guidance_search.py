@@ -42,6 +42,9 @@ def test_what_was_searched_replaces_settings_of_its_stage_alone():
     first, second = with_searched(before, state).samplings
     assert first == before.samplings[0].model_copy(update={"guidance": 1.5, "epsilon_scaling": 0.1})
     assert second == before.samplings[1].model_copy(update={"augmentation": 0.25})
+    final = recipe(**CASCADE | {"sampling": {"final_denoising": 0.1}})
+    assert with_searched(final, state).sampling.final_denoising == 0
+    assert with_searched(final, RunState(guidance=LevelSearch(best=1.5))).sampling.final_denoising == 0.1
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,9 @@ def test_a_run_with_one_step_is_trained_guarded_and_sampled(tmp_path):
     assert (folder / "checkpoints").is_dir() and leg_above(16) in (folder / "log.jsonl").read_text()
 
 
-@pytest.mark.parametrize("sampling", [{"steps": 2}, {"steps": 1, "guidance": 2.0}])
+@pytest.mark.parametrize(
+    "sampling", [{"steps": 2}, {"steps": 1, "guidance": 2.0}, {"steps": 1, "final_denoising": 0.1}]
+)
 def test_more_steps_and_guidance_are_refused(sampling):
     with pytest.raises(UserError, match="objective is one_step"):
         parse_recipe(merge(merge(CASCADE, ONE_STEP), {"enlarge": {"16": {"sampling": sampling}}}))

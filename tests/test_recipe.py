@@ -446,9 +446,11 @@ def test_the_recipe_of_a_model_of_version_0_1_keeps_all_its_values(name):
     assert now["denoiser"]["sigma_data"] == old["denoiser"]["spread"]
     assert now["autoencoder"]["network"].pop("lapped") is False
     assert now.pop("sharding") == "none" and now.pop("milestones") == 0
+    assert now["denoiser"]["schedule"].pop("first_step") == 1.0
     assert now["denoiser"].pop("channel_weighting") == 0.0 and now["denoiser"].pop("views") == 0
     for sampling in (now["sampling"], *(stage["sampling"] for stage in now["enlarge"].values())):
         assert sampling.pop("prior_guidance") == sampling.pop("epsilon_scaling") == 0.0
+        assert sampling.pop("final_denoising") == 0.0
     for stage in now["enlarge"].values():
         assert stage.pop("objective") == "denoising"
         del stage["losses"], stage["critic"], stage["critic_learn"]  # of another objective

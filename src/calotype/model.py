@@ -52,7 +52,7 @@ INPAINTING = {"sampler": "ancestral"}
 """Sampling settings of inpainting: fresh noise lets what is new agree with what is known."""
 FIRST_STAGE = (
     "steps", "guide", "guidance", "guidance_slope", "prior_guidance", "guidance_low", "guidance_high",
-    "epsilon_scaling",
+    "epsilon_scaling", "final_denoising",
 )  # fmt: skip
 """Settings of the first stage alone: stages that enlarge need few steps, and follow the low-resolution picture."""
 
@@ -90,7 +90,7 @@ class Model:
         is one for all pictures, or picture i has prompt `i % len(prompt)`. Guidance leads away from `negative`, which
         has no effect at a scale of 1. `size` is (width, height) in pixels, by default that of training.
         `changes` replace settings of `Sampling`: `steps`, `sampler`, `guide`, `guidance`, `guidance_slope`,
-        `prior_guidance`, `guidance_low`, `guidance_high`, `epsilon_scaling`.
+        `prior_guidance`, `guidance_low`, `guidance_high`, `epsilon_scaling`, `final_denoising`.
         Raises `UserError` for an unknown label or setting, for an impossible size, and for a prompt to a model
         without text conditioning; warns if a prompt is truncated.
         """

@@ -248,11 +248,10 @@ class EnlargeRecipe(DiffusionConfig):
     @model_validator(mode="after")
     def _one_step(self) -> EnlargeRecipe:
         own = self.sampling
-        if self.objective == "one_step" and (own.steps, own.guidance, own.epsilon_scaling) != (1, 1, 0):
-            raise ValueError(
-                f"objective is one_step, but sampling.steps is {own.steps}, sampling.guidance {own.guidance:g} and "
-                f"sampling.epsilon_scaling {own.epsilon_scaling:g}; set them to 1, 1 and 0"
-            )
+        expected = {"steps": 1, "guidance": 1.0, "epsilon_scaling": 0.0, "final_denoising": 0.0}
+        for name, value in expected.items() if self.objective == "one_step" else ():
+            if (got := getattr(own, name)) != value:
+                raise ValueError(f"objective is one_step, but sampling.{name} is {got:g}; set it to {value:g}")
         return self
 
 

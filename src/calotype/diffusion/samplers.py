@@ -62,6 +62,20 @@ def ancestral(denoise: Denoise, noisy: Latents, sigmas: list[float], fresh: Fres
         yield noisy
 
 
+def denoised_again(sampler: Sampler, level: float) -> Sampler:
+    """Denoises the state at sigma 0 once more, as if it still had noise of the sigma `level`; 0 leaves it as it is.
+
+    Errors of the steps before are left in it as noise, which decoders show as grain. Langevin samples, which have real
+    noise left, are denoised so in arXiv 2009.05475 (the expected denoised sample).
+    """
+
+    def sample(denoise: Denoise, noisy: Latents, sigmas: list[float], fresh: Fresh) -> Iterator[Latents]:
+        for sigma, state in zip(sigmas[1:], sampler(denoise, noisy, sigmas, fresh), strict=True):
+            yield denoise(state, level) if level and sigma == 0 else state
+
+    return sample
+
+
 def resampled(sampler: Sampler, strengths: Sequence[float]) -> Sampler:
     """Adds noise and repeats the last steps, once for each of `strengths` (RePaint, arXiv 2201.09865, alg. 1).
 

@@ -18,7 +18,7 @@ from calotype.bounds import AugmentationLevel, GuidanceScale, SamplingSteps, Sig
 from calotype.diffusion.augmentation import Augmentation, NoiseAugmentation
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.guidance import epsilon_scaled, extrapolated, guided, in_interval, rising
-from calotype.diffusion.samplers import CALLS_A_STEP, SAMPLERS, SamplerName, last_steps, resampled
+from calotype.diffusion.samplers import CALLS_A_STEP, SAMPLERS, SamplerName, denoised_again, last_steps, resampled
 from calotype.diffusion.schedules import Schedule
 from calotype.priors.patches import PatchPrior, enlarged
 from calotype.spaces.pixel import Space
@@ -70,16 +70,24 @@ class Sampling(Config):
     epsilon_scaling: float = Field(default=0.0, strict=True, ge=0, le=1)
     """Share of the noise that an estimate keeps where signal and noise have equal variance; elsewhere it keeps less.
     Keeps the amplitude of samples from collapsing; see `guidance.epsilon_scaled`. Fitted after training."""
+    final_denoising: float = Field(default=0.0, strict=True, ge=0, le=1)
+    """Sigma of the noise that a finished sample is taken to have left; it is denoised once more. 0 disables it, as the
+    fit of epsilon scaling does where samples have too little amplitude."""
     augmentation: AugmentationLevel = 0.0
     """Level of the augmentation of the low-resolution image; only for stages that enlarge."""
     conditioning: Literal["whole", "truncated"] = "whole"
     """`whole`: the low-resolution image is sampled to the end and then augmented. `truncated`: its sampling stops at
     that noise level (truncated conditioning, arXiv 2106.15282, section 4.2)."""
 
+    def scaled(self, amount: float) -> Sampling:
+        """With this epsilon scaling; above 0 without final denoising, which takes more of the amplitude."""
+        final = 0.0 if amount else self.final_denoising
+        return self.model_copy(update={"epsilon_scaling": amount, "final_denoising": final})
+
     def calls(self, negative: bool = False) -> int:
         """Calls of the network for one picture; Heun's last step, which has one, is counted with two."""
         twice = self.guidance != 1 and (negative or self.guide == "unconditional")
-        return self.steps * CALLS_A_STEP[self.sampler] * (1 + twice)
+        return (self.steps * CALLS_A_STEP[self.sampler] + (self.final_denoising > 0)) * (1 + twice)
 
 
 DenoiserFor = Callable[[Condition], Denoise]  # the stage's denoiser, with guidance, for a condition
@@ -232,9 +240,8 @@ class Stage:
         noisy = init.clean.to(labels.device) + sigmas[0] * noise.to(labels.device)
         denoise = init.wrapper(lambda condition: self.denoise(condition, sampling), condition)
         yield noisy
-        yield from self.sampler_states(
-            noisy, sigmas, denoise, resampled(SAMPLERS[sampling.sampler], init.resampling), rngs
-        )
+        sampler = denoised_again(SAMPLERS[sampling.sampler], sampling.final_denoising)
+        yield from self.sampler_states(noisy, sigmas, denoise, resampled(sampler, init.resampling), rngs)
 
     def sampler_states(
         self, noisy: Latents, sigmas: list[float], denoise: Denoise, sampler: Sampler, rngs: Sequence[Randomness]

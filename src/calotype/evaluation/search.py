@@ -205,7 +205,7 @@ def search_scale(
     for scale in scales:
         guided = sampling.model_copy(update={"guidance": scale})
         scalings[scale] = scaling(guided)
-        tried[scale] = distance(guided.model_copy(update={"epsilon_scaling": scalings[scale]}))
+        tried[scale] = distance(guided.scaled(scalings[scale]))
         progress(len(tried), len(scales))
     return Search(tried, sampling.guidance, scalings)
 

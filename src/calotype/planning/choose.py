@@ -72,6 +72,9 @@ FIRST_STEP = 0.5
 """Of the sampler in latents, by its other steps: the second sigma is 20 in place of 10.5. In three pairs of six minutes
 the kernel distance and FD-VGG16 are lower, and as much lower in an hour as by twice the steps (dev/LOG.md,
 2026-12-01)."""
+FINAL_DENOISING = 0.06
+"""Sigma at which samples in latents are denoised once more. Three pairs of six minutes and an hour are nearer to real
+portraits by 4 (dev/LOG.md, 2026-12-01)."""
 CODED_SIDE, CODED_STEP = 8, 0.03
 """Side of the patches whose code length is compared, at most, and the step to which values in [-1, 1] are rounded."""
 ONE_STEP = {"objective": "one_step", "sampling": {"steps": 1}}
@@ -135,6 +138,8 @@ def propose(
     if kind == "latent" and not imported:
         proposal["denoiser"]["channel_weighting"] = CHANNEL_WEIGHTING
         proposal["denoiser"]["schedule"]["first_step"] = FIRST_STEP
+        if pictures.trained >= FEW_PICTURES:
+            proposal["sampling"]["final_denoising"] = FINAL_DENOISING
     for low_res, larger in pairwise(outline.chain):
         leg, set_by_user = leg_above(larger), settings.get("enlarge", {}).get(str(larger), {})
         prior = set_by_user.get("prior", "gaussian")

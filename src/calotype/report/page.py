@@ -50,7 +50,7 @@ HERO_BYTES, NEAREST_BYTES, RECONSTRUCTION_BYTES, PREVIEWS_BYTES = 1_000_000, 300
 """Limits of pictures: 3.1 MB with both reconstructions, 4.2 MB in base64."""
 DEFAULTS = {
     "seed": None, "guidance_low": 0.0, "guidance_high": 1e6, "augmentation": 0.0, "conditioning": "whole",
-    "epsilon_scaling": 0.0,
+    "epsilon_scaling": 0.0, "final_denoising": 0.0,
 }  # fmt: skip
 """Sampling settings that are not shown."""
 GUIDANCE = ("guide", "guidance", "guidance_slope", "prior_guidance")

@@ -49,6 +49,8 @@ def with_searched(recipe: Recipe, state: RunState) -> Recipe:
     """The recipe with the guidance scale and the augmentation levels that the searches of a run have found so far."""
     found = state.guidance
     guidance = {} if found is None else {"guidance": found.best, "epsilon_scaling": found.epsilon_scaling or 0.0}
+    if found and found.epsilon_scaling:
+        guidance["final_denoising"] = 0.0
     levels = {size: {"sampling": {"augmentation": level.best}} for size, level in state.levels.items()}
     return parse_recipe(merge(recipe.model_dump(), {"sampling": guidance, "enlarge": levels}), lambda key: "run.json")
 

@@ -44,7 +44,7 @@ def scaling_of(
 
     def fitted(sampling: Sampling) -> float:
         def relative(amount: float) -> float:
-            scaled = sampling.model_copy(update={"epsilon_scaling": amount})
+            scaled = sampling.scaled(amount)
             parts = (
                 sampled_latents(stage, labels[part], scaled, rngs[part], text and text.at(part))
                 for part in in_turn(count, stage.image_size, stage.image_size)

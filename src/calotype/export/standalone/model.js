@@ -52,6 +52,7 @@ export class Model {
       for await (noisy of sampler((state, sigma) => denoise(floats(state, dims), sigma), noisy, sigmas, fresh)) {
         step(++done, total);
       }
+      if (sampling.final_denoising && !stage.until) noisy = await denoise(floats(noisy, dims), sampling.final_denoising);
       image = stage.until > 0 ? floats(noisy, dims) : await this.decode(stage, floats(noisy, dims));
     }
     return image.data;

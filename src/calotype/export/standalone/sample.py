@@ -94,9 +94,8 @@ class Bundle:
             given = {"label": np.array(labels, np.int64), **self.text(stage, prompts), **known}
             without = {"label": np.full(len(labels), NULL_LABEL), **self.text(stage, negatives), **known}
             same = min(labels) == max(labels) == NULL_LABEL and prompts == negatives
-            denoise = self.guided(stage, given, without, same, any(negatives))
-            if amount := stage["sampling"]["epsilon_scaling"]:
-                denoise = epsilon_scaled(denoise, amount, deviation(stage, known))
+            guided = self.guided(stage, given, without, same, any(negatives))
+            denoise = epsilon_scaled(guided, stage["sampling"]["epsilon_scaling"], deviation(stage, known))
             clean, steps = self.beginning(stage, known, start)
             sigmas = [*(sigma for sigma in stage["sigmas"][-1 - steps :] if sigma > until), until]
 
@@ -107,7 +106,8 @@ class Bundle:
             noisy = clean + np.float32(sigmas[0]) * drawn("start")
             states = SAMPLERS[stage["sampling"]["sampler"]](denoise, noisy, sigmas, fresh)
             noisy = deque(chain([noisy], states), maxlen=1).pop()  # without steps where all are below `until`
-            images = noisy if until else self.decode(stage, noisy)
+            level = 0 if until else stage["sampling"]["final_denoising"]
+            images = noisy if until else self.decode(stage, denoise(noisy, level) if level else noisy)
         return images
 
     def beginning(self, stage, known, start):
