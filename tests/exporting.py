@@ -36,7 +36,7 @@ def golden(name, **changes):
 
 
 def widened(name, folder):
-    """The folder of a golden model with what version 0.1.0 had not: epsilon scaling, final denoising and, in latents, views."""
+    """The folder of a golden model with what version 0.1.0 had not: some sampling settings and, in latents, views."""
     model, scaling = golden(name), {"epsilon_scaling": 0.2, "final_denoising": 0.1}
     recipe = model.recipe.model_copy(update={"sampling": model.recipe.sampling.model_copy(update=scaling)})
     if recipe.kind == "latent":

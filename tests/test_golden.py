@@ -63,7 +63,8 @@ def test_the_same_pictures_as_before(name):
 @pytest.mark.parametrize("negative", [None, "white"])
 @pytest.mark.parametrize("changes", [
     {"guide": "prior"}, {"guide": "unconditional"}, {"guidance": 1.0}, {"sampler": "euler", "steps": 3},
-    {"sampler": "ancestral", "guide": "prior", "final_denoising": 0.1}, {"sampler": "heun", "steps": 4, "guide": "unconditional"},
+    {"sampler": "ancestral", "guide": "prior", "final_denoising": 0.1},
+    {"sampler": "heun", "steps": 4, "guide": "unconditional"},
 ], ids=str)  # fmt: skip
 def test_costs_count_the_calls_of_the_network_that_sampling_makes(changes, negative):
     model, calls = load(GOLDEN / "captions", "cpu"), []
