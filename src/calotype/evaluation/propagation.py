@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 from calotype.diffusion.augmentation import gaussian_blur
-from calotype.diffusion.samplers import SAMPLERS
 from calotype.diffusion.stage import Sampling, Stage, generate, last, shrunk
 from calotype.evaluation.autoencoder import EQUAL_PSNR, psnr
 from calotype.evaluation.candidate import Candidate
@@ -221,8 +220,8 @@ def latent_arm(
     @torch.no_grad()
     def finish(delta: Images | None) -> Resized:
         corrupted = image if delta is None else image + repeated(delta, factor)
-        start, sampler = state + stage.space.encode(corrupted) - encoded, SAMPLERS[sampling.sampler]
-        return stage.space.decode(last(stage.sampler_states(start, below, denoise, sampler, subjects.at(stage))))
+        start, rngs = state + stage.space.encode(corrupted) - encoded, subjects.at(stage)
+        return stage.space.decode(last(stage.sampler_states(start, below, denoise, sampling.algorithm, rngs)))
 
     return Arm(name, sigma, shrunk(image, factor), finish, thorough=name == "matched")
 
