@@ -33,7 +33,14 @@ from calotype.nets.vae import Vae, VaeConfig
 from calotype.nets.weights import ShapesOnly
 from calotype.planning import choose, make, make_plan
 from calotype.planning.chains import choose_chain, own_latents
-from calotype.planning.choose import Resources, choose_denoiser, choose_dit, propose
+from calotype.planning.choose import (
+    FINAL_DENOISING,
+    FIRST_STEP,
+    Resources,
+    choose_denoiser,
+    choose_dit,
+    propose,
+)
 from calotype.planning.laws import (
     FEW_PICTURES,
     FEWEST_STEPS,
@@ -216,6 +223,22 @@ def test_views_grow_with_the_epochs():
     counts = [view_count(2.0**power) for power in range(20)]
     assert counts == sorted(counts) and counts[-1] == MOST_VIEWS
     assert view_count(SEEN_BY_VIEW - 1.0) == 0 and view_count(5.0 * SEEN_BY_VIEW) == 5
+
+
+@pytest.mark.parametrize(
+    ("count", "changes", "first", "final"),
+    [
+        (2 * FEW_PICTURES, {}, FIRST_STEP, FINAL_DENOISING),
+        (FEW_PICTURES // 2, {}, FIRST_STEP, 0.0),
+        (2 * FEW_PICTURES, {"sampling": {"epsilon_scaling": 0.1}}, FIRST_STEP, 0.0),
+        (2 * FEW_PICTURES, {"sampling": {"final_denoising": 0.0}}, FIRST_STEP, 0.0),
+        (2 * FEW_PICTURES, {"kind": "cascade"}, 1.0, 0.0),
+    ],
+)
+def test_samples_of_many_pictures_in_latents_are_denoised_once_more(count, changes, first, final):
+    settings, _ = propose(noise_pictures(count), replace(machine(), flops=1e11), 600.0, {"size": 16, **changes})
+    recipe = parse_recipe(merge(settings, changes))
+    assert (recipe.denoiser.schedule.first_step, recipe.sampling.final_denoising) == (first, final)
 
 
 def large_files(count, side):

@@ -138,7 +138,7 @@ def propose(
     if kind == "latent" and not imported:
         proposal["denoiser"]["channel_weighting"] = CHANNEL_WEIGHTING
         proposal["denoiser"]["schedule"]["first_step"] = FIRST_STEP
-        if pictures.trained >= FEW_PICTURES:
+        if pictures.trained >= FEW_PICTURES and not settings.get("sampling", {}).get("epsilon_scaling"):
             proposal["sampling"]["final_denoising"] = FINAL_DENOISING
     for low_res, larger in pairwise(outline.chain):
         leg, set_by_user = leg_above(larger), settings.get("enlarge", {}).get(str(larger), {})
