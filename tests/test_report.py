@@ -10,7 +10,7 @@ from PIL import Image
 from calotype.files import write_json
 from calotype.report import write_report
 from calotype.report.folder import read_run
-from calotype.report.format import UNKNOWN, date, difference, duration, scaled
+from calotype.report.format import UNKNOWN, date, difference, duration, final_denoising, guidance, scaled
 from calotype.report.html import encodings, tag
 from calotype.report.page import cost_rows
 from calotype.report.plot import (
@@ -362,3 +362,18 @@ def test_tags_escape_text_and_attributes():
 )
 def test_numbers_in_words(text, expected):
     assert text == expected
+
+
+@pytest.mark.parametrize(
+    ("sampling", "text"),
+    [
+        ({"guidance": 1.0}, "no guidance"),
+        ({"guidance": 2.0, "guide": "unconditional"}, "guidance 2"),
+        (
+            {"guidance": 3.0, "guide": "prior", "guidance_slope": 0.5, "prior_guidance": 0.0, "final_denoising": 0.06},
+            "guidance 3 by the prior, slope 0.5, denoised once more at sigma 0.06",
+        ),
+    ],
+)
+def test_sampling_is_described_in_words(sampling, text):
+    assert guidance(sampling) + final_denoising(sampling) == text

@@ -17,7 +17,7 @@ from calotype.evaluation.results import (
     PropertyShare,
     read_result,
 )
-from calotype.report.format import UNKNOWN, count, digits, guidance, interval, measure_name, sentence
+from calotype.report.format import UNKNOWN, count, digits, final_denoising, guidance, interval, measure_name, sentence
 from calotype.report.html import Html, Row, aside, bullets, figure, prompt_list, section, table, tag
 from calotype.run import Run
 
@@ -44,7 +44,7 @@ def measured_with_text(result: EvaluationResult) -> str:
     samples, real = result.measures.samples.n
     network, sampling = result.features, result.sampling[0]
     features = f"features of {network.network} (weights {network.weights_sha256[:12]}, {network.preparation})"
-    settings = f"seed {result.seed}, {sampling['steps']} steps, {guidance(sampling)}"
+    settings = f"seed {result.seed}, {sampling['steps']} steps, {guidance(sampling)}{final_denoising(sampling)}"
     return f"{samples} samples against {real} real pictures, {settings}, {features}."
 
 

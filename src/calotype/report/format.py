@@ -115,6 +115,12 @@ def guidance(sampling: Mapping[str, Any]) -> str:
     return f"guidance {scale:g} by the prior" + "".join(f", {name} {of:g}" for name, of in also.items() if of)
 
 
+def final_denoising(sampling: Mapping[str, Any]) -> str:
+    """How samples are denoised after the last step; empty if they are not."""
+    level = number(sampling.get("final_denoising"))
+    return f", denoised once more at sigma {level:g}" if level else ""
+
+
 def interval(measure: Measure | None, unit: str = "") -> str:
     """The value, and its 95% interval where that is known; as a percentage if `unit` is `%`."""
     if measure is None or measure.value is None:
