@@ -95,7 +95,8 @@ class Bundle:
             without = {"label": np.full(len(labels), NULL_LABEL), **self.text(stage, negatives), **known}
             same = min(labels) == max(labels) == NULL_LABEL and prompts == negatives
             guided = self.guided(stage, given, without, same, any(negatives))
-            denoise = epsilon_scaled(guided, stage["sampling"]["epsilon_scaling"], deviation(stage, known))
+            amount = stage["sampling"]["epsilon_scaling"]
+            denoise = epsilon_scaled(guided, amount, deviation(stage, known)) if amount else guided
             clean, steps = self.beginning(stage, known, start)
             sigmas = [*(sigma for sigma in stage["sigmas"][-1 - steps :] if sigma > until), until]
 
@@ -146,22 +147,21 @@ class Bundle:
         settings = stage["sampling"]
         scale, nothing = settings["guidance"], {**without, **self.text(stage, [""] * len(without["label"]))}
 
+        def at(noisy, sigma, condition):
+            return {**condition, "noisy": noisy, "sigma": np.full(len(noisy), sigma, np.float32)}
+
         def network(noisy, sigma, condition):
-            values = {**condition, "noisy": noisy, "sigma": np.full(len(noisy), sigma, np.float32)}
+            values = at(noisy, sigma, condition)
             if "prior" in stage["graphs"]:
                 values |= self.run(stage, "prior", values)
             return self.run(stage, "denoiser", values)["denoised"], values.get("mean")
-
-        def prior_estimate(noisy, sigma, condition):
-            values = {**condition, "noisy": noisy, "sigma": np.full(len(noisy), sigma, np.float32)}
-            return self.run(stage, "prior", values)["mean"]
 
         def by_prior(noisy, sigma, condition, other):
             estimate, mean = network(noisy, sigma, condition)
             ramp = (np.log(sigma / deviation(stage, condition)) / RAMP).clip(-1, 1)
             guided = mean + (1 + (scale - 1) * (1 + settings["guidance_slope"] * ramp)) * (estimate - mean)
             if settings["prior_guidance"] and other is not None:
-                guided = guided + settings["prior_guidance"] * (mean - prior_estimate(noisy, sigma, other))
+                guided = guided + settings["prior_guidance"] * (mean - self.run(stage, "prior", at(noisy, sigma, other))["mean"])
             return guided.astype(np.float32)
 
         def denoise(noisy, sigma):
