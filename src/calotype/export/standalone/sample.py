@@ -156,12 +156,12 @@ class Bundle:
                 values |= self.run(stage, "prior", values)
             return self.run(stage, "denoiser", values)["denoised"], values.get("mean")
 
-        def by_prior(noisy, sigma, condition, other):
+        def by_prior(noisy, sigma, condition, weak):
             estimate, mean = network(noisy, sigma, condition)
             ramp = (np.log(sigma / deviation(stage, condition)) / RAMP).clip(-1, 1)
             guided = mean + (1 + (scale - 1) * (1 + settings["guidance_slope"] * ramp)) * (estimate - mean)
-            if settings["prior_guidance"] and other is not None:
-                guided = guided + settings["prior_guidance"] * (mean - self.run(stage, "prior", at(noisy, sigma, other))["mean"])
+            if settings["prior_guidance"] and weak is not None:
+                guided += settings["prior_guidance"] * (mean - self.run(stage, "prior", at(noisy, sigma, weak))["mean"])
             return guided.astype(np.float32)
 
         def denoise(noisy, sigma):
