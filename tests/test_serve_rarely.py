@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
 
+import pytest
 from serving import ADDRESS, PORT, RUN, client_of
 from test_report import fake_run, flat
 
 from calotype.serve import sampling, uploading
+from calotype.serve.answers import RefusedRequest
 from calotype.serve.gallery import Gallery
 from calotype.serve.sampling import Job, Queue, SamplingProcess
 from calotype.serve.server import devices_of
@@ -71,6 +73,15 @@ def test_sampling_goes_on_after_the_system_has_refused_a_process(tmp_path, monke
             return job.state
 
     assert asyncio.run(sampled()) == "finished" and len(refused) == 2
+
+
+def test_a_request_that_arrives_while_the_server_ends_is_answered(tmp_path):
+    """It was still being read when the jobs were ended: nobody would end it later."""
+    queue = Queue(["cpu"])
+    queue.stop()
+    with pytest.raises(RefusedRequest, match="has been stopped") as refused:
+        asyncio.run(queue.put(Job("sample", tmp_path, {})))
+    assert refused.value.status == 503 and not queue.jobs
 
 
 def test_pictures_on_their_way_into_a_gallery_are_not_forgotten(tmp_path, monkeypatch):

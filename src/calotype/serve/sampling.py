@@ -32,6 +32,7 @@ END_SECONDS = 1.0
 """For which a process whose pipe has ended is waited for before it is killed."""
 RETRY_SECONDS = 0.5
 """Before a process that died at its start is started once more; doubled each time, up to a minute."""
+STOPPED = "the server has been stopped"
 
 End = Literal["finished", "cancelled", "refused", "failed"]
 
@@ -115,10 +116,12 @@ class Queue:
         """Ends all jobs, so that whoever waits for one is answered."""
         self.stopped = True
         for job in self.jobs.values():
-            job.end("failed", "the server has been stopped")
+            job.end("failed", STOPPED)
 
     async def put(self, job: Job) -> Job:
-        """Raises `RefusedRequest` where the queue is full."""
+        """Raises `RefusedRequest` where the queue is full, or ends."""
+        if self.stopped:  # a request that was still being read when the jobs were ended
+            raise RefusedRequest(503, STOPPED, retry=False)
         if len(self.waiting) >= QUEUE_LENGTH:
             patience = max(1, round(self.seconds * len(self.waiting) / len(self.workers)))
             reason = f"{QUEUE_LENGTH} requests are waiting already; try again in {patience} s"
@@ -282,7 +285,7 @@ class SamplingProcess:
             await self.kill(END_SECONDS)
             job.end("failed", self.last_words())
         except asyncio.CancelledError:
-            job.end("failed", "the server has been stopped")
+            job.end("failed", STOPPED)
             raise
         finally:
             self.job = None
