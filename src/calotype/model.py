@@ -264,6 +264,8 @@ class Model:
         """Sampling settings of each stage with these changes, of which None is none. Raises `UserError`."""
         changes = {name: value for name, value in changes.items() if value is not None}
         first = {**INPAINTING, **changes} if inpaint else changes
+        if first.get("epsilon_scaling"):  # final denoising takes more of the amplitude
+            first = {"final_denoising": 0.0, **first}
         others = {name: value for name, value in first.items() if name not in FIRST_STAGE}
         return tuple(
             parse_recipe({"sampling": sampling.model_dump() | new}, lambda key: "sampling").sampling

@@ -20,8 +20,6 @@ LAYOUT = (WIDTH, HEIGHT, COMPRESSION, 266, 274, 278, 317, 322, 323)
 """Size, compression, order of bits, orientation, rows of a strip, predictor, size of a tile."""
 PUT_RIGHT = "put right"
 MINIMUM_IS_WHITE, MINIMUM_IS_BLACK, SEPARATE, PREMULTIPLIED, SIGNED, FLOATING_POINT = 0, 1, 2, 1, 2, 3
-HALVES = (2, 2)
-"""Subsampling where a file has no tag of it."""
 UNCOMPRESSED, DEFLATE, TIFF_HEADER, BIG_TIFF_HEADER, BIG_TIFF = 1, 8, 8, 16, 43
 NATIVE = {
     "I;16S": "I;16NS", "I;16BS": "I;16NS", "I;32S": "I;32NS", "I;32BS": "I;32NS", "F;32F": "F;32NF", "F;32BF": "F;32NF",
@@ -51,7 +49,7 @@ def put_right(image: ImageFile.ImageFile) -> None:
         letters = "".join(dict.fromkeys(_raw_modes(image)))
         _leave_to_libtiff(image)
         image.info[PUT_RIGHT] |= _raw_modes(image) != [letters]
-    elif tags.get(SUBSAMPLING, HALVES) != (1, 1) and image.mode == "YCbCr" and not image.use_load_libtiff:
+    elif image.mode == "YCbCr" and not image.use_load_libtiff and _is_subsampled(image):
         _leave_to_libtiff(image)
         image.info[PUT_RIGHT] = True
     elif image.use_load_libtiff:
@@ -61,6 +59,14 @@ def put_right(image: ImageFile.ImageFile) -> None:
         raise UnidentifiedImageError
     if image.use_load_libtiff:
         image.tile = [tile._replace(args=_native(tile.args)) for tile in image.tile]
+
+
+def _is_subsampled(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """As its tag says. Without the tag, halves are the default, unless the file has bytes for all colours."""
+    if SUBSAMPLING in image.tag_v2:
+        return bool(image.tag_v2[SUBSAMPLING] != (1, 1))
+    sizes = (image.tag_v2.get(sizes, ()) for _, sizes in PLACES)
+    return sum(map(sum, sizes)) < 3 * image.width * image.height
 
 
 def _leave_to_libtiff(image: TiffImagePlugin.TiffImageFile) -> None:

@@ -70,10 +70,15 @@ def denoised_again(sampler: Sampler, level: float) -> Sampler:
     """
 
     def sample(denoise: Denoise, noisy: Latents, sigmas: list[float], fresh: Fresh) -> Iterator[Latents]:
-        for sigma, state in zip(sigmas[1:], sampler(denoise, noisy, sigmas, fresh), strict=True):
-            yield denoise(state, level) if level and sigma == 0 else state
+        state = None
+        for following in sampler(denoise, noisy, sigmas, fresh):
+            if state is not None:
+                yield state
+            state = following
+        if state is not None:
+            yield denoise(state, level) if sigmas[-1] == 0 else state
 
-    return sample
+    return sample if level else sampler
 
 
 def resampled(sampler: Sampler, strengths: Sequence[float]) -> Sampler:

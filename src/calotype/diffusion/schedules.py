@@ -19,7 +19,6 @@ from calotype.bounds import (
     LogDeviation,
     LogSigma,
     OpenFraction,
-    PositiveFraction,
     Sigma,
     SigmaShift,
 )
@@ -127,9 +126,10 @@ class Flow(Config):
     mean: LogSigma = Field(default=0.0, description="Mean of log sigma in training, before the shift.")
     std: LogDeviation = Field(default=1.0, description="Standard deviation of log sigma in training.")
     start: OpenFraction = Field(default=0.996, description="Time at which sampling starts; 1 would be pure noise.")
-    first_step: PositiveFraction = Field(
-        default=1.0, description="Length of the first step of sampling in time, as a fraction of that of the others."
-    )
+    first_step: float = Field(
+        default=1.0, strict=True, ge=0.05, le=1,
+        description="Length of the first step of sampling in time, as a fraction of that of the others.",
+    )  # fmt: skip
 
     def sample(self, count: int, rng: Rng) -> Sigmas:
         return self.shift * (self.mean + self.std * rng.normal(count)).exp()

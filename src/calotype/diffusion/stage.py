@@ -79,10 +79,9 @@ class Sampling(Config):
     """`whole`: the low-resolution image is sampled to the end and then augmented. `truncated`: its sampling stops at
     that noise level (truncated conditioning, arXiv 2106.15282, section 4.2)."""
 
-    @property
-    def algorithm(self) -> Sampler:
-        """The sampler, with final denoising."""
-        return denoised_again(SAMPLERS[self.sampler], self.final_denoising)
+    def algorithm(self, resampling: Sequence[float] = ()) -> Sampler:
+        """The sampler, which repeats the last steps for each strength in `resampling`, then final denoising."""
+        return denoised_again(resampled(SAMPLERS[self.sampler], resampling), self.final_denoising)
 
     def scaled(self, amount: float) -> Sampling:
         """With this epsilon scaling; above 0 without final denoising, which takes more of the amplitude."""
@@ -245,7 +244,7 @@ class Stage:
         noisy = init.clean.to(labels.device) + sigmas[0] * noise.to(labels.device)
         denoise = init.wrapper(lambda condition: self.denoise(condition, sampling), condition)
         yield noisy
-        yield from self.sampler_states(noisy, sigmas, denoise, resampled(sampling.algorithm, init.resampling), rngs)
+        yield from self.sampler_states(noisy, sigmas, denoise, sampling.algorithm(init.resampling), rngs)
 
     def sampler_states(
         self, noisy: Latents, sigmas: list[float], denoise: Denoise, sampler: Sampler, rngs: Sequence[Randomness]

@@ -221,7 +221,7 @@ def latent_arm(
     def finish(delta: Images | None) -> Resized:
         corrupted = image if delta is None else image + repeated(delta, factor)
         start, rngs = state + stage.space.encode(corrupted) - encoded, subjects.at(stage)
-        return stage.space.decode(last(stage.sampler_states(start, below, denoise, sampling.algorithm, rngs)))
+        return stage.space.decode(last(stage.sampler_states(start, below, denoise, sampling.algorithm(), rngs)))
 
     return Arm(name, sigma, shrunk(image, factor), finish, thorough=name == "matched")
 

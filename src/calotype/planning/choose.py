@@ -135,7 +135,7 @@ def propose(
     proposal["denoiser"] = choose_denoiser(pictures, side, channels, sigma_data, resources["denoiser"])
     allowed, reasons["views"] = choose_views(pictures, kind, base, bool(imported), captioned)
     proposal["denoiser"]["views"] *= allowed
-    if kind == "latent" and not imported:
+    if kind == "latent" and not imported and inherits_own(settings):
         proposal["denoiser"]["channel_weighting"] = CHANNEL_WEIGHTING
         proposal["denoiser"]["schedule"]["first_step"] = FIRST_STEP
         if pictures.trained >= FEW_PICTURES and not settings.get("sampling", {}).get("epsilon_scaling"):
@@ -179,11 +179,17 @@ def own_networks(settings: dict[str, Any]) -> bool:
     return bool(imported_autoencoder(settings) or networks)
 
 
+def inherits_own(settings: dict[str, Any]) -> bool:
+    """Whether the autoencoder of the run to start from, if there is one, was trained by Calotype."""
+    return bool(settings.get("autoencoder", {}).get("network", {}).get("kind", "vae") == "vae")
+
+
 def takes_one_step(set_by_user: dict[str, Any]) -> bool:
-    """Unless the user wants another objective, or steps or guidance, of which one step has none."""
+    """Unless the user wants another objective, or sampling settings that one step does not have."""
     sampling = set_by_user.get("sampling", {})
     return set_by_user.get("objective", "one_step") == "one_step" and all(
-        sampling.get(name, 1) == 1 for name in ("steps", "guidance")
+        sampling.get(name, only) == only
+        for name, only in (("steps", 1), ("guidance", 1), ("epsilon_scaling", 0), ("final_denoising", 0))
     )
 
 

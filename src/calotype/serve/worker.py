@@ -178,7 +178,8 @@ def require_affordable(model: Model, asked: dict[str, Any]) -> None:
     count, fewer = asked["count"], "fewer"
     if asked["kind"] == "develop":  # two pictures a call of the denoiser
         samplings = model.settings(changes_of(asked))
-        count, fewer = sum(2 * each.steps * CALLS_A_STEP[each.sampler] for each in samplings), "fewer steps"
+        calls = (each.steps * CALLS_A_STEP[each.sampler] + (each.final_denoising > 0) for each in samplings)
+        count, fewer = 2 * sum(calls), "fewer steps"
     if asked["kind"] != "enlarge" and count * width * height > MOST_WORK:
         raise UserError(
             f"{count} pictures of {width}x{height} px are too many for one request; ask for {fewer} (at most "

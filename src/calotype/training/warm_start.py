@@ -237,6 +237,9 @@ def setting(config: DiffusionConfig, name: str) -> Any:
 
 
 def picked(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Some settings; the dropout of a backbone is chosen for the number of pictures."""
+    """Some settings, without the dropout, chosen for the number of pictures, and the first step of sampling."""
     own = {name: settings[name] for name in names}
-    return own | {"backbone": {name: value for name, value in own["backbone"].items() if name != "dropout"}}
+    for name, chosen in (("backbone", "dropout"), ("schedule", "first_step")):
+        if name in own:
+            own[name] = {key: value for key, value in own[name].items() if key != chosen}
+    return own
