@@ -17,7 +17,7 @@ from calotype.diffusion.guidance import switched, with_known_part
 from calotype.diffusion.init import RESAMPLING, Between, canvas, feathered, image_to_image, inpainting, slerp
 from calotype.diffusion.samplers import SAMPLERS, ancestral, dpm_solver, last_steps, resampled
 from calotype.diffusion.schedules import DdpmTable, Flow, Karras
-from calotype.diffusion.stage import for_all, generate, last, noise_each
+from calotype.diffusion.stage import Sampling, for_all, generate, last, noise_each
 from calotype.files import read_json
 from calotype.types import Rng, UserError
 
@@ -141,6 +141,26 @@ def test_going_up_again_puts_on_just_the_noise_that_is_missing():
         end = last(resampled(ancestral, (0.8, 0.3))(denoise, path[0] * noise(), path, noise))
         assert end.std().item() == pytest.approx(until, rel=0.03)
     assert len(seen) > 30 and all(spread == pytest.approx(sigma, rel=0.03) for spread, sigma in seen)
+
+
+def test_what_is_inpainted_is_denoised_once_more_when_it_is_finished():
+    """Not the states to which noise is added again."""
+    sigmas, calls = Karras().grid(10), []
+
+    def denoise(noisy, sigma):
+        calls.append(sigma)
+        return noisy / 2
+
+    start = torch.ones(1, 1, 1, 4)
+    for until, final in ((0.0, [0.3]), (0.5, [])):
+        path = [*(sigma for sigma in sigmas if sigma > until), until]
+        counts = []
+        for level in (0.0, 0.3):
+            sampling = Sampling(sampler="ancestral", final_denoising=level)
+            calls.clear()
+            counts.append(len(list(sampling.algorithm((0.8, 0.3))(denoise, start, path, lambda: 0 * start))))
+        assert counts[0] == counts[1] and [sigma for sigma in calls if sigma == 0.3] == final
+        assert not final or calls[-1] == 0.3
 
 
 @pytest.mark.parametrize(("share", "count"), [(1.0, 10), (0.6, 6), (0.01, 1)])

@@ -175,6 +175,13 @@ def test_subsampled_colours_are_read(tmp_path, packed):
     assert np.abs(read(tmp_path, tiff(blocks, YCBCR, packed=packed, more=tags)) - expected).max() <= 3
 
 
+def test_whole_colours_without_the_tag_of_subsampling_are_read(tmp_path):
+    """The default is halves, but there are bytes for all colours."""
+    values = noise(256, 3, np.uint8)
+    expected = np.asarray(Image.frombytes("YCbCr", (SIDE, SIDE), values.tobytes()).convert("RGB")).astype(int)
+    assert np.abs(read(tmp_path, tiff(values, YCBCR)) - expected).max() <= 1
+
+
 def test_of_a_large_file_the_planes_alone_are_read(tmp_path):
     """Pages that follow may have gigabytes."""
     (tmp_path / "a.tif").write_bytes(tiff(noise(300, 3), separate=True, rows=5))
