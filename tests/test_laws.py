@@ -233,6 +233,7 @@ def test_views_grow_with_the_epochs():
         (2 * FEW_PICTURES, {"sampling": {"epsilon_scaling": 0.1}}, FIRST_STEP, 0.0),
         (2 * FEW_PICTURES, {"sampling": {"final_denoising": 0.0}}, FIRST_STEP, 0.0),
         (2 * FEW_PICTURES, {"kind": "cascade"}, 1.0, 0.0),
+        (2 * FEW_PICTURES, {"space": {"kind": "run"}, "autoencoder": {"network": {"kind": "kl"}}}, 1.0, 0.0),
     ],
 )
 def test_samples_of_many_pictures_in_latents_are_denoised_once_more(count, changes, first, final):
