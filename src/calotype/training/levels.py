@@ -48,11 +48,11 @@ MOST_REAL = 512
 def with_searched(recipe: Recipe, state: RunState) -> Recipe:
     """The recipe with the guidance scale and the augmentation levels that the searches of a run have found so far."""
     found = state.guidance
-    guidance = {} if found is None else {"guidance": found.best, "epsilon_scaling": found.epsilon_scaling or 0.0}
-    if found and found.epsilon_scaling:
-        guidance["final_denoising"] = 0.0
+    sampling = recipe.sampling.model_dump()
+    if found is not None:
+        sampling = recipe.sampling.scaled(found.epsilon_scaling or 0.0).model_dump() | {"guidance": found.best}
     levels = {size: {"sampling": {"augmentation": level.best}} for size, level in state.levels.items()}
-    return parse_recipe(merge(recipe.model_dump(), {"sampling": guidance, "enlarge": levels}), lambda key: "run.json")
+    return parse_recipe(merge(recipe.model_dump(), {"sampling": sampling, "enlarge": levels}), lambda key: "run.json")
 
 
 def search_guidance(recipe: Recipe, stage: Stage, pictures: Pictures, count: int, progress: Progress) -> Search:
